@@ -1,0 +1,22 @@
+//! Tensors, devices, the operation contract, CPU vector levels and GPU clients: what every operation stands on.
+
+pub mod check;
+pub mod cpu;
+mod device;
+mod dtype;
+mod error;
+pub mod gpu;
+mod host;
+pub mod op;
+mod route;
+mod shape;
+mod tensor;
+pub mod verify;
+
+pub use device::{Absent, Device, DeviceInfo, devices};
+pub use dtype::{DType, Scalar};
+pub use error::{Error, Result};
+pub use gpu::Gpu;
+pub use host::{ALIGNMENT, trim_host_pool};
+pub use shape::{MAX_RANK, Shape};
+pub use tensor::{Spec, Tensor};

@@ -1,0 +1,297 @@
+//! The contract of an operation: what it accepts, what it costs, how exact it is, and its code for each metal.
+
+use crate::{DType, Device, Error, Gpu, Result, Shape, Spec, Tensor};
+use arrayvec::ArrayVec;
+use std::borrow::Cow;
+
+/// Output specs; no operation has more than four outputs.
+pub type Specs = ArrayVec<Spec, 4>;
+
+/// Fewest bytes that must move through memory, and floating-point operations, of one call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes: every input read once, every output written once.
+    pub bytes: u64,
+    /// Arithmetic operations; a transcendental counts as the multiply-adds that it takes.
+    pub flops: u64,
+}
+
+impl Cost {
+    /// The cost of reading `inputs` and writing `outputs` once, with this much arithmetic.
+    pub fn streaming(inputs: &[&Spec], outputs: &[Spec], flops: u64) -> Self {
+        let bytes = inputs.iter().map(|s| s.bytes()).sum::<usize>() + outputs.iter().map(Spec::bytes).sum::<usize>();
+        Self { bytes: bytes as u64, flops }
+    }
+}
+
+/// How far a result may be from the f64 reference:
+/// `|out − ref| ≤ ulps·ulp(ref) + scaled·2⁻²³·scale`, with `scale` from [`Expected`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tolerance {
+    /// Units in the last place of the output's dtype.
+    pub ulps: f64,
+    /// Multiples of the f32 epsilon, times the reference's scale (the sum of the terms' magnitudes).
+    pub scaled: f64,
+    /// Why this much and no more.
+    pub why: &'static str,
+}
+
+impl Tolerance {
+    /// Equality, for integers, truth values and copies.
+    pub const EXACT: Self = Self { ulps: 0.0, scaled: 0.0, why: "no rounding takes place" };
+}
+
+/// A tensor as the reference sees it.
+#[derive(Clone, Debug)]
+pub struct Values {
+    /// Shape and dtype of the tensor that it was read from.
+    pub spec: Spec,
+    /// The elements, row-major.
+    pub data: Vec<f64>,
+}
+
+impl Values {
+    /// The extents.
+    pub fn dims(&self) -> &[usize] {
+        self.spec.shape.dims()
+    }
+}
+
+/// An output of the reference.
+#[derive(Clone, Debug, Default)]
+pub struct Expected {
+    /// The exact values, before rounding to the output's dtype.
+    pub data: Vec<f64>,
+    /// Magnitude of the terms that were added up for each element; empty where rounding is the only error.
+    pub scale: Vec<f64>,
+}
+
+impl Expected {
+    /// Values that are not sums.
+    pub fn exact(data: Vec<f64>) -> Self {
+        Self { data, scale: Vec::new() }
+    }
+}
+
+/// What a peer library runs for the same work: Python expressions over `x0, x1, …` (inputs) and `y0, y1, …`
+/// (preallocated outputs).
+#[derive(Clone, Debug, Default)]
+pub struct Peer {
+    /// For PyTorch, with `torch` and `F` (torch.nn.functional) in scope; writes into `y0` where PyTorch has `out=`.
+    pub torch: Option<Cow<'static, str>>,
+    /// For NumPy, with `np` in scope.
+    pub numpy: Option<Cow<'static, str>>,
+}
+
+/// An operation with its attributes, ready to be applied to inputs.
+pub trait Op: Send + Sync {
+    /// The name by which the registry, errors and reports know it.
+    fn name(&self) -> &'static str;
+
+    /// Checks the inputs and gives the outputs' specs.
+    ///
+    /// # Errors
+    /// Inputs whose number, shapes or dtypes the operation does not accept.
+    fn outputs(&self, inputs: &[&Spec]) -> Result<Specs>;
+
+    /// The least work for inputs that [`Op::outputs`] accepts.
+    fn cost(&self, inputs: &[&Spec]) -> Cost;
+
+    /// The accepted error for inputs that [`Op::outputs`] accepts.
+    fn tolerance(&self, inputs: &[&Spec]) -> Tolerance;
+
+    /// The obvious loop in f64.
+    fn reference(&self, inputs: &[Values]) -> Vec<Expected>;
+
+    /// Runs on the host. Inputs and outputs have been checked.
+    ///
+    /// # Errors
+    /// Values that the operation refuses.
+    fn cpu(&self, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()>;
+
+    /// Launches on a GPU; does not wait. Inputs and outputs have been checked and live on `gpu`.
+    ///
+    /// # Errors
+    /// A dtype or feature that the device lacks.
+    fn gpu(&self, gpu: &Gpu, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()>;
+
+    /// The same work in other libraries.
+    fn peer(&self, inputs: &[&Spec]) -> Peer;
+}
+
+/// How an input is filled, from a seed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// Standard normal.
+    Normal,
+    /// Uniform in `lo..hi`.
+    Uniform(f64, f64),
+    /// `±exp(uniform(ln lo, ln hi))`: magnitudes spread over many powers of two; positive only if the flag is set.
+    Magnitudes(f64, f64, bool),
+    /// Integers `lo..=hi`, so that ties and exact sums occur.
+    Integers(i64, i64),
+    /// Normal values with NaN, ±infinity, ±0, subnormals and the largest values among them.
+    Specials,
+    /// One value everywhere.
+    Constant(f64),
+}
+
+/// An input of a case.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// The extents.
+    pub shape: Shape,
+    /// A fixed dtype, or `None` for the dtype under test.
+    pub dtype: Option<DType>,
+    /// The values.
+    pub fill: Fill,
+}
+
+impl Input {
+    /// An input of the dtype under test.
+    pub fn new(dims: &[usize], fill: Fill) -> Self {
+        Self { shape: Shape::new(dims).expect("cases have valid shapes"), dtype: None, fill }
+    }
+
+    /// The same with a dtype of its own.
+    pub fn of(self, dtype: DType) -> Self {
+        Self { dtype: Some(dtype), ..self }
+    }
+
+    /// Shape and dtype when `dtype` is under test.
+    pub fn spec(&self, dtype: DType) -> Spec {
+        Spec::new(self.shape.clone(), self.dtype.unwrap_or(dtype))
+    }
+}
+
+/// What a case is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Timed by the bench and checked there.
+    Bench,
+    /// Awkward: checked by the agreement test.
+    Agree,
+}
+
+/// One application of an operation: attributes, shapes and how to fill them.
+pub struct Case {
+    /// Short and unique within the operation: the shapes and attributes.
+    pub label: String,
+    /// The operation with its attributes.
+    pub op: Box<dyn Op>,
+    /// Its inputs.
+    pub inputs: Vec<Input>,
+    /// What it is for.
+    pub role: Role,
+}
+
+impl Case {
+    /// A case labelled with its inputs' shapes.
+    pub fn new(op: impl Op + 'static, inputs: Vec<Input>, role: Role) -> Self {
+        let dims = |i: &Input| i.shape.dims().iter().map(|d| d.to_string()).collect::<Vec<_>>().join("x");
+        let shapes = inputs.iter().map(|i| if i.shape.rank() == 0 { "scalar".into() } else { dims(i) });
+        let mut label = shapes.collect::<Vec<_>>();
+        label.dedup();
+        Self { label: label.join(","), op: Box::new(op), inputs, role }
+    }
+
+    /// Adds to the label what the shapes do not say.
+    pub fn tagged(mut self, tag: &str) -> Self {
+        self.label = format!("{} {tag}", self.label);
+        self
+    }
+
+    /// The inputs' specs when `dtype` is under test.
+    pub fn specs(&self, dtype: DType) -> Vec<Spec> {
+        self.inputs.iter().map(|i| i.spec(dtype)).collect()
+    }
+}
+
+/// What the registry holds of an operation: its name, and how to make cases of it.
+pub trait Definition: Sync {
+    /// The name: lower case, the field's word.
+    fn name(&self) -> &'static str;
+    /// One line for listings.
+    fn doc(&self) -> &'static str;
+    /// The dtypes under which every case runs.
+    fn dtypes(&self) -> &'static [DType] {
+        &DType::FLOATS
+    }
+    /// The benchmark shapes, and the awkward ones: 0, 1, a prime, one below and above each tile and vector width.
+    fn cases(&self) -> Vec<Case>;
+    /// A case with default attributes whose first input has these extents.
+    ///
+    /// # Errors
+    /// A rank or extents that the operation does not take.
+    fn at_shape(&self, shape: &Shape) -> Result<Case>;
+}
+
+/// Applies `op`, writing into `outputs`, on the device where the inputs live. An output whose spec or device differs is
+/// an error; one that shares its storage gets storage of its own.
+///
+/// # Errors
+/// What [`Op::outputs`] refuses, tensors on different devices, wrong outputs, or a device that fails.
+pub fn run_into(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
+    let specs: ArrayVec<&Spec, 8> = inputs.iter().map(|t| t.spec()).collect();
+    let expected = op.outputs(&specs)?;
+    let device = inputs.first().map_or(Device::Cpu, |t| t.device());
+    for tensor in inputs {
+        if tensor.device() != device {
+            return Err(misplaced(op, "inputs", tensor, device));
+        }
+    }
+    if outputs.len() != expected.len() {
+        return Err(Error::argument(op.name(), "outputs", format!("{} outputs, got {}", expected.len(), outputs.len())));
+    }
+    for (output, spec) in outputs.iter().zip(&expected) {
+        if output.device() != device {
+            return Err(misplaced(op, "out", output, device));
+        }
+        if output.dtype() != spec.dtype {
+            return Err(Error::dtype(op.name(), "out", output.dtype(), &[spec.dtype]));
+        }
+        if output.shape() != &spec.shape {
+            return Err(Error::argument(op.name(), "out", format!("shape {}, got {}", spec.shape, output.shape())));
+        }
+    }
+    launch(op, inputs, outputs)
+}
+
+/// Applies `op` and returns new tensors on the device where the inputs live.
+///
+/// # Errors
+/// As [`run_into`].
+pub fn run(op: &dyn Op, inputs: &[&Tensor]) -> Result<ArrayVec<Tensor, 4>> {
+    let specs: ArrayVec<&Spec, 8> = inputs.iter().map(|t| t.spec()).collect();
+    let expected = op.outputs(&specs)?;
+    let device = inputs.first().map_or(Device::Cpu, |t| t.device());
+    let mut made = ArrayVec::<Tensor, 4>::new();
+    for spec in expected {
+        made.push(Tensor::empty_on(spec, device)?);
+    }
+    let mut outputs: ArrayVec<&mut Tensor, 4> = made.iter_mut().collect();
+    run_into(op, inputs, &mut outputs)?;
+    Ok(made)
+}
+
+/// Applies an operation with one output.
+///
+/// # Errors
+/// As [`run_into`].
+pub fn run_one(op: &dyn Op, inputs: &[&Tensor]) -> Result<Tensor> {
+    Ok(run(op, inputs)?.remove(0))
+}
+
+fn misplaced(op: &dyn Op, argument: &'static str, tensor: &Tensor, device: Device) -> Error {
+    Error::Device { op: op.name(), argument, got: tensor.device().to_string(), expected: device.to_string() }
+}
+
+fn launch(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
+    for output in outputs.iter_mut() {
+        output.make_unique();
+    }
+    match inputs.first().and_then(|t| t.gpu()) {
+        Some(gpu) => op.gpu(gpu, inputs, outputs),
+        None => crate::route::run_host(op, inputs, outputs),
+    }
+}

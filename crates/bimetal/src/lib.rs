@@ -1,0 +1,12 @@
+//! Numeric operations on the better of a machine's two metals: its GPU or its CPU's vector units.
+//!
+//! ```
+//! use bimetal::{Tensor, softmax};
+//! let x = Tensor::from_slice(&[0.0f32, 1.0, 2.0, 3.0], &[2, 2])?;
+//! let y = softmax(&x, -1)?;
+//! assert!((y.to_vec::<f32>()?[0] - 0.268_941_43).abs() < 1e-6);
+//! # Ok::<(), bimetal::Error>(())
+//! ```
+
+pub use bimetal_core::{DType, Device, DeviceInfo, Error, Result, Shape, Spec, Tensor, devices, trim_host_pool};
+pub use bimetal_ops::*;
