@@ -2,7 +2,7 @@
 
 use super::double::{two_prod, two_sum};
 use super::exp::exp_parts;
-use super::log::log1p_finite;
+use super::log::log1p_unit;
 use super::poly;
 use crate::cpu::simd::Simd;
 
@@ -61,7 +61,7 @@ fn gate<S: Simd>(s: S, x: S::F, plus: S::F, minus: S::F, den: S::F, n: S::F) -> 
 #[inline(always)]
 pub fn softplus<S: Simd>(s: S, x: S::F) -> S::F {
     let (p, n) = exp_parts(s, neg_abs(s, x), None);
-    s.add(log1p_finite(s, s.scale_pow2(p, n)), s.max(s.splat(0.0), x))
+    s.add(log1p_unit(s, s.scale_pow2(p, n)), s.max(s.splat(0.0), x))
 }
 
 /// x tanh(ln(1 + eˣ)) (Misra 2019) = x w/(w + 2) with w = eˣ(eˣ + 2); for positive x both divided by e^2x. Its limit

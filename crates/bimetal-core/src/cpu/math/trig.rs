@@ -80,16 +80,8 @@ fn reduce_large<S: Simd>(s: S, a: S::F, large: S::M, q: S::I, r: (S::F, S::F)) -
 /// (q mod 4, r) with a = q π/2 + r, for finite a ≥ [`COMMON`]: the mantissa times the 96 bits of 2/π that decide q mod
 /// 4 and the fraction (Payne and Hanek 1983). r is NaN for an infinite `a`.
 fn payne_hanek(a: f32) -> (i32, f64) {
-    const TWO_OVER_PI: [u32; 8] = [
-        0xa2f9_836e,
-        0x4e44_1529,
-        0xfc27_57d1,
-        0xf534_ddc0,
-        0xdb62_9599,
-        0x3c43_9041,
-        0xfe51_63ab,
-        0xdebb_c561,
-    ];
+    const TWO_OVER_PI: [u32; 8] =
+        [0xa2f9_836e, 0x4e44_1529, 0xfc27_57d1, 0xf534_ddc0, 0xdb62_9599, 0x3c43_9041, 0xfe51_63ab, 0xdebb_c561];
     /// Fraction bits of the product.
     const FRACTION: u32 = 94;
     if a.is_infinite() {

@@ -4,6 +4,7 @@
 use super::Kind;
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
+use bimetal_core::cpu::row::{Values, load, write};
 use bimetal_core::cpu::scratch::Scratch;
 use bimetal_core::cpu::{math, parallel};
 use bimetal_core::{DType, Result, Scalar, Tensor};
@@ -85,29 +86,29 @@ struct Row<'a, S, E> {
 }
 
 impl<S: Simd, E: Element> Row<'_, S, E> {
+    /// The largest element. NaN is passed over: its exponential makes the sum NaN.
     #[inline(always)]
     fn max(&self) -> f32 {
         let (s, n) = (self.s, self.x.len());
-        let lowest = s.splat(f32::NEG_INFINITY);
-        let mut largest = [lowest; 4];
+        let mut largest = [s.splat(f32::NEG_INFINITY); 4];
         let step = 4 * S::LANES;
         let mut i = 0;
         // SAFETY (this block): `i` plus what is read stays within the row.
         unsafe {
             while i + step <= n {
                 for (k, m) in largest.iter_mut().enumerate() {
-                    *m = s.max_nan(*m, E::load(s, self.x.as_ptr().add(i + k * S::LANES)));
+                    *m = s.max(E::load(s, self.x.as_ptr().add(i + k * S::LANES)), *m);
                 }
                 i += step;
             }
             while i < n {
                 let v = load(s, self.x, i, f32::NEG_INFINITY);
-                largest[0] = s.max_nan(largest[0], v);
+                largest[0] = s.max(v, largest[0]);
                 i += S::LANES;
             }
         }
-        let halves = [s.max_nan(largest[0], largest[1]), s.max_nan(largest[2], largest[3])];
-        s.reduce_max(s.max_nan(halves[0], halves[1]))
+        let halves = [s.max(largest[0], largest[1]), s.max(largest[2], largest[3])];
+        s.reduce_max(s.max(halves[0], halves[1]))
     }
 
     /// Σ exp(x − m), block by block; the exponentials go to `kept` if it is given.
@@ -164,7 +165,7 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         let m = self.max();
         let sum = self.sum_exp(m, Some(kept));
         let inverse = self.s.splat((1.0 / sum) as f32);
-        self.write(Kept { kept, inverse });
+        write(self.s, self.y, self.stream, Kept { kept, inverse });
     }
 
     #[inline(always)]
@@ -172,7 +173,7 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         let m = self.max();
         let sum = self.sum_exp(m, None);
         let (s, x) = (self.s, self.x);
-        self.write(Again { x, shift: s.splat(m), inverse: s.splat((1.0 / sum) as f32) });
+        write(s, self.y, self.stream, Again { x, shift: s.splat(m), inverse: s.splat((1.0 / sum) as f32) });
     }
 
     #[inline(always)]
@@ -180,40 +181,8 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         let m = self.max();
         let sum = self.sum_exp(m, None);
         let (s, x) = (self.s, self.x);
-        self.write(Logarithm { x, shift: s.splat(m), log_sum: s.splat(sum.ln() as f32) });
+        write(s, self.y, self.stream, Logarithm { x, shift: s.splat(m), log_sum: s.splat(sum.ln() as f32) });
     }
-
-    /// Writes `values` over the row, past the caches if the tensor is larger than they are.
-    #[inline(always)]
-    fn write<V: Values<S>>(self, values: V) {
-        let (s, n) = (self.s, self.y.len());
-        let p = self.y.as_mut_ptr();
-        let vector = S::LANES * size_of::<E>();
-        let stream = self.stream && (p as usize).is_multiple_of(vector);
-        let mut i = 0;
-        // SAFETY (this block): `i` plus what is written stays within the row; streaming needs and has aligned vectors.
-        unsafe {
-            while i + S::LANES <= n {
-                let v = values.at(s, i);
-                if stream {
-                    E::stream(s, p.add(i), v);
-                } else {
-                    E::store(s, p.add(i), v);
-                }
-                i += S::LANES;
-            }
-            if i < n {
-                E::store_partial(s, p.add(i), n - i, values.at(s, i));
-            }
-        }
-    }
-}
-
-/// What goes into a row from element `i` on. A trait, because a closure is not sure to be inlined into the level's code.
-trait Values<S: Simd> {
-    /// # Safety
-    /// `i` is within the row.
-    unsafe fn at(&self, s: S, i: usize) -> S::F;
 }
 
 /// Kept exponentials over their sum.
@@ -259,19 +228,6 @@ impl<S: Simd, E: Element> Values<S> for Logarithm<'_, E, S::F> {
         // SAFETY: the caller's promise.
         let x = unsafe { load(s, self.x, i, 0.0) };
         s.sub(s.sub(x, self.shift), self.log_sum)
-    }
-}
-
-/// A vector from `x[i..]`, its lanes past the end filled.
-///
-/// # Safety
-/// `i < x.len()`.
-#[inline(always)]
-unsafe fn load<S: Simd, E: Element>(s: S, x: &[E], i: usize, fill: f32) -> S::F {
-    let left = x.len() - i;
-    // SAFETY: `left` elements remain from `i` on.
-    unsafe {
-        if left >= S::LANES { E::load(s, x.as_ptr().add(i)) } else { E::load_partial(s, x.as_ptr().add(i), left, fill) }
     }
 }
 
