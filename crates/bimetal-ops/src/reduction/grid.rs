@@ -58,7 +58,7 @@ impl Grid {
         let divided = if lanes { n } else { inner };
         let mut width = widest;
         // A single line starts on a vector whatever its length.
-        while !divided.is_multiple_of(width) && !(lanes && outer == 1) {
+        while !divided.is_multiple_of(width) && !(lanes && outer == 1 && n >= width) {
             width /= 2;
         }
         let (steps, columns) = if lanes { (n / width, 1) } else { (n, inner / width) };

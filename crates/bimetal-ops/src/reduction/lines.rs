@@ -136,6 +136,62 @@ pub(crate) fn join_eight<S: Simd, T: Step>(s: S, a: [S::F; 8], t: T) -> S::F {
     t.join(s, left, right)
 }
 
+/// A vector from `p`, of which `left` elements are in bounds; the other lanes are `fill`.
+///
+/// # Safety
+/// `left` elements from `p` on are in bounds.
+#[inline(always)]
+pub(crate) unsafe fn load<S: Simd, E: Element>(s: S, p: *const E, left: usize, fill: f32) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe { if left >= S::LANES { E::load(s, p) } else { E::load_partial(s, p, left, fill) } }
+}
+
+/// Writes the lanes that are in bounds.
+///
+/// # Safety
+/// `left` elements from `p` on are in bounds.
+#[inline(always)]
+pub(crate) unsafe fn store<S: Simd>(s: S, p: *mut f32, left: usize, v: S::F) {
+    // SAFETY: the caller's promise.
+    unsafe { if left >= S::LANES { s.store(p, v) } else { s.store_partial(p, left, v) } }
+}
+
+/// Folds each column of a slab into `out`: eight rows are joined in pairs, their results one after the other.
+#[inline(always)]
+pub(crate) fn fold_rows<S: Simd, E: Element, T: Step>(s: S, slab: Slab<'_, E>, out: &mut [f32], t: T) {
+    let columns = slab.columns;
+    let out = out[..columns].as_mut_ptr();
+    let neutral = s.splat(T::NEUTRAL);
+    for first in (0..slab.rows).step_by(8) {
+        let rows = (slab.rows - first).min(8);
+        let mut row = [slab.row(first).as_ptr(); 8];
+        for (k, row) in row.iter_mut().enumerate().take(rows) {
+            *row = slab.row(first + k).as_ptr();
+        }
+        for j in (0..columns).step_by(S::LANES) {
+            let left = columns - j;
+            let mut terms = [neutral; 8];
+            // SAFETY (this block): `left` elements of the rows and of `out` remain from `j` on.
+            unsafe {
+                if rows == 8 && left >= S::LANES {
+                    for (term, row) in terms.iter_mut().zip(&row) {
+                        *term = t.step(s, neutral, E::load(s, row.add(j)));
+                    }
+                } else {
+                    for (term, row) in terms.iter_mut().zip(&row).take(rows) {
+                        *term = t.step(s, neutral, load(s, row.add(j), left, T::NEUTRAL));
+                    }
+                }
+                let mut total = join_eight(s, terms, t);
+                if first > 0 {
+                    total = t.join(s, load(s, out.add(j).cast_const(), left, T::NEUTRAL), total);
+                }
+                store(s, out.add(j), left, total);
+            }
+        }
+    }
+}
+
 /// Reduces the middle axis of `x`, seen as `[outer, n, inner]`, into `y`, `[outer, inner]`.
 pub(crate) fn reduce<E: Element, R: Fold<E>>(fold: R, x: &[E], dims: (usize, usize, usize), y: &mut [R::Out]) {
     let (_, n, inner) = dims;

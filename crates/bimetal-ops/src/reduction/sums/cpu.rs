@@ -1,7 +1,7 @@
 //! Sums on the CPU: eight f32 accumulators take 16 vectors each, then their sum goes on in f64.
 
 use super::Kind;
-use crate::reduction::lines::{Fold, Slab, Step, accumulate, join_eight, reduce};
+use crate::reduction::lines::{Fold, Slab, Step, accumulate, fold_rows, load, reduce, store};
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::simd::Simd;
 use bimetal_core::{DType, Result, Scalar, Tensor};
@@ -93,7 +93,7 @@ impl<E: Element + Scalar> Fold<E> for Total<E> {
         states.fill(0.0);
         let mut sums = vec![0.0f32; slab.columns];
         for first in (0..slab.rows).step_by(DEEP) {
-            add_rows(s, slab.part(first..slab.rows.min(first + DEEP)), &mut sums, Plain);
+            fold_rows(s, slab.part(first..slab.rows.min(first + DEEP)), &mut sums, Plain);
             for (state, &sum) in states.iter_mut().zip(&sums) {
                 *state += f64::from(sum);
             }
@@ -142,13 +142,13 @@ impl<E: Element + Scalar> Fold<E> for Norm<E> {
         let (mut sums, mut scaled) = (vec![0.0f32; slab.columns], Vec::new());
         for first in (0..slab.rows).step_by(DEEP) {
             let slab = slab.part(first..slab.rows.min(first + DEEP));
-            add_rows(s, slab, &mut sums, Squares(1.0));
+            fold_rows(s, slab, &mut sums, Squares(1.0));
             for (state, &sum) in states.iter_mut().zip(&sums) {
                 *state += if SAFE.contains(&f64::from(sum)) { f64::from(sum) } else { 0.0 };
             }
             for factor in factors(&sums) {
                 scaled.resize(slab.columns, 0.0);
-                add_rows(s, slab, &mut scaled, Squares(factor));
+                fold_rows(s, slab, &mut scaled, Squares(factor));
                 let inverse = 1.0 / f64::from(factor);
                 for ((state, &sum), &scaled) in states.iter_mut().zip(&sums).zip(&scaled) {
                     let sum = f64::from(sum);
@@ -378,66 +378,13 @@ fn deviations<S: Simd, E: Element>(s: S, x: &[E], factor: f32) -> Moments {
     Moments::about(n, center, sum, square, factor)
 }
 
-/// A vector from `p`, of which `left` elements are in bounds; the other lanes are zero.
-///
-/// # Safety
-/// `left` elements from `p` on are in bounds.
-#[inline(always)]
-unsafe fn load<S: Simd, E: Element>(s: S, p: *const E, left: usize) -> S::F {
-    // SAFETY: the caller's promise.
-    unsafe { if left >= S::LANES { E::load(s, p) } else { E::load_partial(s, p, left, 0.0) } }
-}
-
-/// Writes the lanes that are in bounds.
-///
-/// # Safety
-/// `left` elements from `p` on are in bounds.
-#[inline(always)]
-unsafe fn store<S: Simd>(s: S, p: *mut f32, left: usize, v: S::F) {
-    // SAFETY: the caller's promise.
-    unsafe { if left >= S::LANES { s.store(p, v) } else { s.store_partial(p, left, v) } }
-}
-
-/// `sums[j]`: the terms of eight rows are added in pairs, their sums one after the other.
-#[inline(always)]
-fn add_rows<S: Simd, E: Element, T: Step>(s: S, slab: Slab<'_, E>, sums: &mut [f32], t: T) {
-    let columns = slab.columns;
-    let out = sums[..columns].as_mut_ptr();
-    let zero = s.splat(0.0);
-    for first in (0..slab.rows).step_by(8) {
-        let rows = (slab.rows - first).min(8);
-        let mut row = [slab.row(first).as_ptr(); 8];
-        for (k, row) in row.iter_mut().enumerate().take(rows) {
-            *row = slab.row(first + k).as_ptr();
-        }
-        for j in (0..columns).step_by(S::LANES) {
-            let left = columns - j;
-            let mut terms = [zero; 8];
-            // SAFETY (this block): `left` elements of the rows and of `sums` remain from `j` on.
-            unsafe {
-                if rows == 8 && left >= S::LANES {
-                    for (term, row) in terms.iter_mut().zip(&row) {
-                        *term = t.step(s, zero, E::load(s, row.add(j)));
-                    }
-                } else {
-                    for (term, row) in terms.iter_mut().zip(&row).take(rows) {
-                        *term = t.step(s, zero, load(s, row.add(j), left));
-                    }
-                }
-                let old = if first == 0 { zero } else { load(s, out.add(j), left) };
-                store(s, out.add(j), left, s.add(old, join_eight(s, terms, t)));
-            }
-        }
-    }
-}
-
 /// For each column: its center, `Σ d` and `Σ d²` with `d = x·factor − center`.
 #[inline(always)]
 fn column_deviations<S: Simd, E: Element>(s: S, slab: Slab<'_, E>, factor: f32, work: &mut [f32]) {
     let columns = slab.columns;
     let (centers, rest) = work[..3 * columns].split_at_mut(columns);
     let (sums, squares) = rest.split_at_mut(columns);
-    add_rows(s, slab, centers, Scaled(factor));
+    fold_rows(s, slab, centers, Scaled(factor));
     let (p, inverse) = (s.splat(factor), s.splat(1.0 / slab.rows as f32));
     let (centers, sums, squares) = (centers.as_mut_ptr(), sums.as_mut_ptr(), squares.as_mut_ptr());
     for first in (0..slab.rows).step_by(4) {
@@ -451,16 +398,16 @@ fn column_deviations<S: Simd, E: Element>(s: S, slab: Slab<'_, E>, factor: f32, 
             let mut d = [s.splat(0.0); 4];
             // SAFETY (this block): `left` elements of the rows and of the buffers remain from `j` on.
             unsafe {
-                let mut c = load(s, centers.add(j), left);
+                let mut c = load(s, centers.add(j).cast_const(), left, 0.0);
                 let (mut sum, mut square) = (s.splat(0.0), s.splat(0.0));
                 if first == 0 {
                     c = s.mul(c, inverse);
                     store(s, centers.add(j), left, c);
                 } else {
-                    (sum, square) = (load(s, sums.add(j), left), load(s, squares.add(j), left));
+                    (sum, square) = (load(s, sums.add(j).cast_const(), left, 0.0), load(s, squares.add(j).cast_const(), left, 0.0));
                 }
                 for (d, row) in d.iter_mut().zip(&row).take(rows) {
-                    *d = s.fma_sub(load(s, row.add(j), left), p, c);
+                    *d = s.fma_sub(load(s, row.add(j), left, 0.0), p, c);
                 }
                 let halves = [s.add(d[0], d[1]), s.add(d[2], d[3])];
                 store(s, sums.add(j), left, s.add(sum, s.add(halves[0], halves[1])));
