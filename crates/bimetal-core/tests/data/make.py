@@ -9,7 +9,7 @@ VALUES = [0, 1, 2, 3, 100, 7]
 
 
 def grid(dtype):
-    if dtype == "b1":
+    if np.dtype(dtype) == bool:
         return np.array([[0, 1, 1], [1, 0, 1]], dtype)
     return np.array(VALUES, dtype).reshape(2, 3)
 
