@@ -7,6 +7,7 @@ mod dtype;
 mod error;
 pub mod gpu;
 mod host;
+pub mod io;
 pub mod op;
 mod route;
 mod shape;
