@@ -269,8 +269,10 @@ pub fn run(op: &dyn Op, inputs: &[&Tensor]) -> Result<ArrayVec<Tensor, 4>> {
     for spec in expected {
         made.push(Tensor::empty_on(spec, device)?);
     }
-    let mut outputs: ArrayVec<&mut Tensor, 4> = made.iter_mut().collect();
-    run_into(op, inputs, &mut outputs)?;
+    {
+        let mut outputs: ArrayVec<&mut Tensor, 4> = made.iter_mut().collect();
+        run_into(op, inputs, &mut outputs)?;
+    }
     Ok(made)
 }
 

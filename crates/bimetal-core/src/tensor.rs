@@ -224,8 +224,10 @@ impl Tensor {
             return Err(Error::dtype("as_mut_slice", "self", self.dtype(), &[T::DTYPE]));
         }
         let n = self.numel();
-        let shared = matches!(&mut self.storage, Storage::Host(b) if Arc::get_mut(b).is_none());
-        let old = if shared { Some(self.clone()) } else { None };
+        let old = match &mut self.storage {
+            Storage::Host(buffer) if Arc::strong_count(buffer) > 1 => Some(self.clone()),
+            _ => None,
+        };
         let bytes = self.host_bytes_mut()?;
         if let Some(old) = old {
             bytes.copy_from_slice(old.host_bytes()?);

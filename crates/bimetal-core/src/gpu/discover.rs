@@ -70,7 +70,7 @@ mod cuda {
                     device: Device::Cuda(index),
                     name: props.identity.name.clone(),
                     driver: format!("CUDA, {}", props.identity.fingerprint.trim_start_matches("ptx_")),
-                    memory: props.memory.max_memory,
+                    memory: props.memory.max_memory(),
                     cores: props.hardware.num_streaming_multiprocessors,
                     levels: Vec::new(),
                     software: false,

@@ -1,6 +1,8 @@
 //! GPU clients: one per device, with what kernels must know of it. Runtime features are named in this module only.
 
 mod discover;
+// The `#[cube]` macro adds a public module without documentation beside each function.
+#[allow(missing_docs)]
 pub mod kernel;
 
 pub(crate) use discover::discover;

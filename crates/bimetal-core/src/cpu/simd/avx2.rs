@@ -41,22 +41,22 @@ fn enter<K: Kernel>(s: Avx2, kernel: K) -> K::Out {
 }
 
 macro_rules! lanes {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $($body:tt)* })*) => {$(
         #[inline(always)]
         fn $name(self, $($arg: $ty),*) $(-> $ret)? {
             // SAFETY: `self` exists only where the level was detected, and these intrinsics need nothing else.
-            unsafe { $body }
+            unsafe { $($body)* }
         }
     )*};
 }
 
 macro_rules! memory {
-    ($(unsafe fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
+    ($(unsafe fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $($body:tt)* })*) => {$(
         #[inline(always)]
         unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
             // SAFETY: `self` exists only where the level was detected; the caller promises the bounds (and, to
             // stream, the alignment) that `Simd` asks for.
-            unsafe { $body }
+            unsafe { $($body)* }
         }
     )*};
 }
@@ -102,6 +102,7 @@ impl Simd for Avx2 {
         fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
         fn fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
         fn neg_fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fnmadd_ps(a, b, c) }
+        fn fma_sub(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmsub_ps(a, b, c) }
         fn sqrt(a: __m256) -> __m256 { _mm256_sqrt_ps(a) }
         fn min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
         fn max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }

@@ -39,22 +39,22 @@ fn enter<K: Kernel>(s: Avx512, kernel: K) -> K::Out {
 }
 
 macro_rules! lanes {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $($body:tt)* })*) => {$(
         #[inline(always)]
         fn $name(self, $($arg: $ty),*) $(-> $ret)? {
             // SAFETY: `self` exists only where the level was detected, and these intrinsics need nothing else.
-            unsafe { $body }
+            unsafe { $($body)* }
         }
     )*};
 }
 
 macro_rules! memory {
-    ($(unsafe fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
+    ($(unsafe fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $($body:tt)* })*) => {$(
         #[inline(always)]
         unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
             // SAFETY: `self` exists only where the level was detected; the caller promises the bounds (and, to
             // stream, the alignment) that `Simd` asks for, and masked-off lanes are not accessed.
-            unsafe { $body }
+            unsafe { $($body)* }
         }
     )*};
 }
@@ -104,6 +104,7 @@ impl Simd for Avx512 {
         fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
         fn fma(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
         fn neg_fma(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fnmadd_ps(a, b, c) }
+        fn fma_sub(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmsub_ps(a, b, c) }
         fn sqrt(a: __m512) -> __m512 { _mm512_sqrt_ps(a) }
         fn min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
         fn max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
@@ -111,6 +112,7 @@ impl Simd for Avx512 {
         fn floor(a: __m512) -> __m512 { _mm512_roundscale_ps::<_MM_FROUND_TO_NEG_INF>(a) }
         fn trunc(a: __m512) -> __m512 { _mm512_roundscale_ps::<_MM_FROUND_TO_ZERO>(a) }
         fn scale_pow2(v: __m512, n: __m512) -> __m512 { _mm512_scalef_ps(v, n) }
+        fn scale_pow2_normal(v: __m512, n: __m512) -> __m512 { _mm512_scalef_ps(v, n) }
 
         fn eq(a: __m512, b: __m512) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b) }
         fn ne(a: __m512, b: __m512) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(a, b) }
@@ -119,10 +121,10 @@ impl Simd for Avx512 {
         fn is_nan(a: __m512) -> __mmask16 { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a) }
         fn select(m: __mmask16, a: __m512, b: __m512) -> __m512 { _mm512_mask_blend_ps(m, b, a) }
         fn select_i(m: __mmask16, a: __m512i, b: __m512i) -> __m512i { _mm512_mask_blend_epi32(m, b, a) }
-        fn and_m(a: __mmask16, b: __mmask16) -> __mmask16 { a & b }
-        fn or_m(a: __mmask16, b: __mmask16) -> __mmask16 { a | b }
-        fn not_m(a: __mmask16) -> __mmask16 { !a }
-        fn mask_bits(m: __mmask16) -> u32 { u32::from(m) }
+        fn and_m(a: __mmask16, b: __mmask16) -> __mmask16 { _kand_mask16(a, b) }
+        fn or_m(a: __mmask16, b: __mmask16) -> __mmask16 { _kor_mask16(a, b) }
+        fn not_m(a: __mmask16) -> __mmask16 { _knot_mask16(a) }
+        fn mask_bits(m: __mmask16) -> u32 { _cvtmask16_u32(m) }
 
         fn to_i(a: __m512) -> __m512i { _mm512_cvtps_epi32(a) }
         fn to_f(a: __m512i) -> __m512 { _mm512_cvtepi32_ps(a) }

@@ -214,6 +214,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// c − a·b, rounded once
     fn neg_fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a·b − c, rounded once
+    #[inline(always)]
+    fn fma_sub(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        self.fma(a, b, self.neg(c))
+    }
     /// √a, correctly rounded
     fn sqrt(self, a: Self::F) -> Self::F;
     /// −a
@@ -259,6 +264,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
         let half = self.sra_i::<1>(n);
         let pow2 = |e| self.from_bits(self.shl_i::<23>(self.add_i(e, self.splat_i(127))));
         self.mul(self.mul(v, pow2(half)), pow2(self.sub_i(n, half)))
+    }
+    /// v · 2ⁿ where it is a normal number and `v` is one too.
+    #[inline(always)]
+    fn scale_pow2_normal(self, v: Self::F, n: Self::F) -> Self::F {
+        self.from_bits(self.add_i(self.bits(v), self.shl_i::<23>(self.to_i(n))))
     }
 
     /// a = b

@@ -7,21 +7,21 @@ use super::{Kernel, Level, Simd};
 pub struct Scalar;
 
 macro_rules! lanes {
-    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty { $body:expr })*) => {$(
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty { $($body:tt)* })*) => {$(
         #[inline(always)]
         fn $name(self, $($arg: $ty),*) -> $ret {
-            $body
+            $($body)*
         }
     )*};
 }
 
 /// The caller of these promises that one element at `p` is in bounds.
 macro_rules! memory {
-    ($(unsafe fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(
+    ($(unsafe fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $($body:tt)* })*) => {$(
         #[inline(always)]
         unsafe fn $name(self, $($arg: $ty),*) $(-> $ret)? {
             // SAFETY: the caller's promise.
-            unsafe { $body }
+            unsafe { $($body)* }
         }
     )*};
 }

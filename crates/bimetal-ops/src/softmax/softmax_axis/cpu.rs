@@ -5,7 +5,7 @@ use super::Kind;
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
 use bimetal_core::cpu::{math, parallel, scratch};
-use bimetal_core::{DType, Result, Tensor};
+use bimetal_core::{DType, Result, Scalar, Tensor};
 use half::{bf16, f16};
 
 /// Longest row whose exponentials are kept: 256 KiB of f32, a quarter of the L2 cache of the machines here.
@@ -22,7 +22,7 @@ pub(super) fn softmax_axis(kind: Kind, x: &Tensor, axis: usize, y: &mut Tensor) 
     }
 }
 
-fn typed<E: Element>(kind: Kind, x: &Tensor, axis: usize, y: &mut Tensor) -> Result<()> {
+fn typed<E: Element + Scalar>(kind: Kind, x: &Tensor, axis: usize, y: &mut Tensor) -> Result<()> {
     let (_, n, inner) = x.shape().around(axis);
     let (x, y) = (x.as_slice::<E>()?, y.as_mut_slice::<E>()?);
     if x.is_empty() {

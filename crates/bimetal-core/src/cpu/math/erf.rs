@@ -1,0 +1,67 @@
+//! The error function, its complement and the exact GELU, x Φ(x), with the normal tail Φ(−a) = e^(−a²/2) M(a).
+
+use super::double::two_prod;
+use super::exp::exp_parts;
+use super::poly;
+use crate::cpu::simd::Simd;
+
+/// erf x. An odd polynomial up to 0.85, 1 − e^−q(x) above, where q approximates −ln erfc.
+#[inline(always)]
+pub fn erf<S: Simd>(s: S, x: S::F) -> S::F {
+    let a = s.abs(x);
+    let z = s.mul(x, x);
+    let p = poly(s, z, [0.12837917, -0.3761259, 0.11282865, -0.026807288, 0.0050577037, -0.00063485187]);
+    let near = s.fma(x, p, x);
+    let t = s.min(s.splat(4.0), a);
+    let minus_q = [-0.00010452279, -1.128061, -0.6365188, -0.104526125, 0.022519164, -0.0031178817, 0.00020367907];
+    let (p, n) = exp_parts(s, poly(s, t, minus_q), None);
+    let far = s.sub(s.splat(1.0), s.scale_pow2_normal(p, n));
+    s.select(s.lt(a, s.splat(0.85)), near, s.xor_sign(far, x))
+}
+
+/// 1 − erf x, accurate relative to itself until it underflows near 10.05.
+#[inline(always)]
+pub fn erfc<S: Simd>(s: S, x: S::F) -> S::F {
+    let a = s.min(s.splat(10.5), s.abs(x));
+    let (square, square_lo) = two_prod(s, a, a);
+    let (p, n) = exp_parts(s, s.neg(square), Some(s.neg(square_lo)));
+    let m = tail_ratio(s, a, std::f32::consts::SQRT_2);
+    let tail = s.scale_pow2(s.mul(s.add(m, m), p), n);
+    s.select(s.lt(x, s.splat(0.0)), s.sub(s.splat(2.0), tail), tail)
+}
+
+/// x Φ(x) = x/2 (1 + erf(x/√2)), accurate relative to itself for negative x until it underflows near −14.4. Its limit
+/// −0 at −∞.
+#[inline(always)]
+pub fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
+    let a = s.min(s.splat(15.0), s.abs(x));
+    let half = s.mul(a, s.splat(-0.5));
+    let (v, v_lo) = two_prod(s, a, half);
+    let (p, n) = exp_parts(s, v, Some(v_lo));
+    let tail = s.scale_pow2(s.mul(s.mul(a, p), tail_ratio(s, a, 1.0)), n);
+    s.select(s.gt(x, s.splat(0.0)), s.sub(x, tail), s.neg(tail))
+}
+
+/// M(scale · a) = e^(t²/2) Φ(−t) at t = scale · a in \[0, 15\]: u P(u) with u = 1/(1 + 0.3 t), because M falls like 1/t.
+#[inline(always)]
+fn tail_ratio<S: Simd>(s: S, a: S::F, scale: f32) -> S::F {
+    let one = s.splat(1.0);
+    let u = s.div(one, s.fma(a, s.splat(0.3 * scale), one));
+    let p = poly(
+        s,
+        u,
+        [
+            0.119686715,
+            0.11957134,
+            0.11023915,
+            0.07837307,
+            0.09620277,
+            -0.07950575,
+            0.19187994,
+            -0.22828284,
+            0.11246419,
+            -0.020628588,
+        ],
+    );
+    s.mul(u, p)
+}
