@@ -14,6 +14,8 @@ use cubecl_common::device::{DeviceId, DeviceService, ServerUtilitiesHandle, Serv
 use cubecl_common::profile::ProfileDuration;
 use cubecl_cpp::MslCompiler;
 use cubecl_cpp::shared::CompilationOptions;
+use cubecl_environment::backtrace::BackTrace;
+use cubecl_environment::stream::StreamId;
 use cubecl_runtime::compiler::Compiler;
 use cubecl_runtime::dry_run::LaunchMode;
 use cubecl_runtime::id::KernelId;
@@ -25,8 +27,6 @@ use cubecl_runtime::storage::{ComputeStorage, ManagedResource, StorageHandle, St
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-
-type StreamId = cubecl::environment::stream::StreamId;
 
 /// A kernel as Metal would be given it.
 #[derive(Debug)]
@@ -193,7 +193,7 @@ impl Server for Recorder {
 }
 
 fn unsupported() -> IoError {
-    IoError::UnsupportedIoOperation { backtrace: cubecl::environment::backtrace::BackTrace::capture() }
+    IoError::UnsupportedIoOperation { backtrace: BackTrace::capture() }
 }
 
 impl ServerStorage for Recorder {
