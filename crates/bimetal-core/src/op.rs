@@ -241,7 +241,11 @@ pub fn run_into(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) ->
         }
     }
     if outputs.len() != expected.len() {
-        return Err(Error::argument(op.name(), "outputs", format!("{} outputs, got {}", expected.len(), outputs.len())));
+        return Err(Error::argument(
+            op.name(),
+            "outputs",
+            format!("{} outputs, got {}", expected.len(), outputs.len()),
+        ));
     }
     for (output, spec) in outputs.iter().zip(&expected) {
         if output.device() != device {

@@ -125,7 +125,8 @@ pub fn compare(output: &Tensor, expected: &Expected, tolerance: &Tolerance) -> R
         if difference == 0.0 {
             continue;
         }
-        let ratio = if difference <= allowed { difference / allowed } else { f64::max(difference / allowed, 1.0 + 1e-9) };
+        let ratio =
+            if difference <= allowed { difference / allowed } else { f64::max(difference / allowed, 1.0 + 1e-9) };
         if ratio > worst_ratio || !ratio.is_finite() {
             worst_ratio = ratio;
             let unit = exact.abs().max(scale).max(dtype.min_positive().max(f64::MIN_POSITIVE));
