@@ -211,7 +211,7 @@ fn poisoned_run(case: &Case, inputs: &[&Tensor]) -> crate::Result<Vec<Tensor>> {
         poison.host_bytes_mut()?.fill(pattern);
         outputs.push(poison.to_device(device)?);
     }
-    op::run_into(case.op.as_ref(), inputs, &mut outputs.iter_mut().collect::<Vec<_>>())?;
+    op::run_here(case.op.as_ref(), inputs, &mut outputs.iter_mut().collect::<Vec<_>>())?;
     Ok(outputs)
 }
 
