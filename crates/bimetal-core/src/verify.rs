@@ -108,12 +108,17 @@ fn fill_chunk<T: Scalar>(chunk: &mut [T], fill: Fill, seed: u64, index: usize) {
     }
 }
 
+/// The seed of a case's input of this index.
+pub fn input_seed(seed: u64, index: u64) -> u64 {
+    seed ^ (index + 1) << 40
+}
+
 /// The inputs of a case for a dtype and a seed.
 ///
 /// # Errors
 /// None for a valid case.
 pub fn inputs(case: &Case, dtype: DType, seed: u64) -> Result<Vec<Tensor>> {
-    (0u64..).zip(&case.inputs).map(|(i, input)| fill(&input.spec(dtype), input.fill, seed ^ (i + 1) << 40)).collect()
+    (0u64..).zip(&case.inputs).map(|(i, input)| fill(&input.spec(dtype), input.fill, input_seed(seed, i))).collect()
 }
 
 /// The tensors as the reference sees them.
