@@ -28,7 +28,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let mut table = text::table(&["device", "name", "driver", "memory", "cores", "levels"]);
     for info in &devices {
-        let name = if info.software { format!("{} (software driver: tests only)", info.name) } else { info.name.clone() };
+        let name =
+            if info.software { format!("{} (software driver: tests only)", info.name) } else { info.name.clone() };
         table.add_row([
             info.device.to_string(),
             name,

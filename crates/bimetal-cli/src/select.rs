@@ -25,11 +25,10 @@ fn matching(all: &[Entry], filters: &[String]) -> Result<Vec<Entry>> {
     let mut kept = vec![false; all.len()];
     for filter in filters {
         let wanted = filter.to_lowercase();
-        let tests: [&dyn Fn(&Entry) -> bool; 3] = [
-            &|(_, op)| op.name() == wanted,
-            &|(domain, _)| domain.name == wanted,
-            &|(domain, op)| op.name().contains(&wanted) || domain.name.contains(&wanted),
-        ];
+        let tests: [&dyn Fn(&Entry) -> bool; 3] =
+            [&|(_, op)| op.name() == wanted, &|(domain, _)| domain.name == wanted, &|(domain, op)| {
+                op.name().contains(&wanted) || domain.name.contains(&wanted)
+            }];
         let found = tests.iter().find(|test| all.iter().any(|entry| test(entry)));
         let Some(test) = found else { bail!(unknown_op(filter)) };
         all.iter().zip(&mut kept).for_each(|(entry, keep)| *keep |= test(entry));

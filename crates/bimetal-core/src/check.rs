@@ -126,7 +126,13 @@ impl fmt::Display for Row {
 
 /// Runs every case of `op` on every target and dtype of the plan.
 pub fn check(op: &dyn Definition, plan: &Plan, report: &mut dyn FnMut(Row)) {
-    let row = |case: &str, dtype, target: String, outcome| Row { op: op.name(), case: case.to_string(), dtype, target, outcome };
+    let row = |case: &str, dtype, target: String, outcome| Row {
+        op: op.name(),
+        case: case.to_string(),
+        dtype,
+        target,
+        outcome,
+    };
     for (name, reason) in &plan.missing {
         let outcome = match plan.strict {
             // Strict: a backend that was asked for by name must be there.

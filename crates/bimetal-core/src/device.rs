@@ -72,9 +72,8 @@ impl FromStr for Device {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let unknown = || {
-            Error::argument("device", "name", format!("cpu, gpu, cuda[:N], vulkan[:N] or metal[:N], got `{name}`"))
-        };
+        let unknown =
+            || Error::argument("device", "name", format!("cpu, gpu, cuda[:N], vulkan[:N] or metal[:N], got `{name}`"));
         let (backend, index) = match name.split_once(':') {
             Some((backend, index)) => (backend, index.parse::<u16>().map_err(|_| unknown())?),
             None => (name, 0),

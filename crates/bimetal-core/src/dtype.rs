@@ -31,18 +31,8 @@ pub enum DType {
 
 impl DType {
     /// Every element type.
-    pub const ALL: [Self; 10] = [
-        Self::F32,
-        Self::F16,
-        Self::BF16,
-        Self::F64,
-        Self::I8,
-        Self::U8,
-        Self::I32,
-        Self::U32,
-        Self::I64,
-        Self::Bool,
-    ];
+    pub const ALL: [Self; 10] =
+        [Self::F32, Self::F16, Self::BF16, Self::F64, Self::I8, Self::U8, Self::I32, Self::U32, Self::I64, Self::Bool];
 
     /// The floating-point types in which training and inference operations are defined.
     pub const FLOATS: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
@@ -153,10 +143,9 @@ impl FromStr for DType {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|dtype| dtype.name().eq_ignore_ascii_case(name))
-            .ok_or_else(|| format!("unknown dtype `{name}`: expected one of f32, f16, bf16, f64, i8, u8, i32, u32, i64, bool"))
+        Self::ALL.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+            format!("unknown dtype `{name}`: expected one of f32, f16, bf16, f64, i8, u8, i32, u32, i64, bool")
+        })
     }
 }
 

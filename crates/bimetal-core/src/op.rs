@@ -267,7 +267,11 @@ fn accept(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Resul
         }
     }
     if outputs.len() != expected.len() {
-        return Err(Error::argument(op.name(), "outputs", format!("{} outputs, got {}", expected.len(), outputs.len())));
+        return Err(Error::argument(
+            op.name(),
+            "outputs",
+            format!("{} outputs, got {}", expected.len(), outputs.len()),
+        ));
     }
     for (output, spec) in outputs.iter().zip(&expected) {
         if output.device() != device {

@@ -339,7 +339,9 @@ impl Tensor {
     /// A host tensor.
     pub fn gpu_handle(&self) -> Result<Handle> {
         match &self.storage {
-            Storage::Gpu { gpu, handle, .. } => Ok(gpu.view(handle, self.offset * self.dtype().size(), self.spec.bytes())),
+            Storage::Gpu { gpu, handle, .. } => {
+                Ok(gpu.view(handle, self.offset * self.dtype().size(), self.spec.bytes()))
+            }
             Storage::Host(_) => Err(self.misplaced("gpu_handle", Device::Cpu, "a GPU")),
         }
     }

@@ -200,7 +200,8 @@ fn worst_in<T: Scalar>(start: usize, out: &[T], expected: &Expected, tolerance: 
         if difference == 0.0 {
             continue;
         }
-        let ratio = if difference <= allowed { difference / allowed } else { f64::max(difference / allowed, 1.0 + 1e-9) };
+        let ratio =
+            if difference <= allowed { difference / allowed } else { f64::max(difference / allowed, 1.0 + 1e-9) };
         if worst.as_ref().is_none_or(|w| ratio > w.ratio) {
             let unit = exact.abs().max(scale).max(dtype.min_positive().max(f64::MIN_POSITIVE));
             worst = Some(Worst { index, out, difference, allowed, unit, ratio });

@@ -59,7 +59,12 @@ mod tests {
             let mut labels = HashSet::new();
             for case in &cases {
                 assert_eq!(case.op.name(), op.name());
-                assert!(labels.insert((case.label.clone(), case.role == Role::Bench)), "{}: {} twice", op.name(), case.label);
+                assert!(
+                    labels.insert((case.label.clone(), case.role == Role::Bench)),
+                    "{}: {} twice",
+                    op.name(),
+                    case.label
+                );
             }
             assert!(cases.iter().any(|c| c.role == Role::Bench), "{} has no benchmark case", op.name());
             assert!(cases.iter().any(|c| c.role == Role::Agree), "{} has no awkward case", op.name());

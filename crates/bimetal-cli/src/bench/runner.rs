@@ -19,13 +19,7 @@ const LEAST: usize = 2;
 const MOST_SETS: u64 = 32;
 
 /// Times a prepared unit on a device.
-pub fn row(
-    unit: &Unit,
-    ready: &Result<Ready, String>,
-    roof: &Roof,
-    peers: &mut Peers,
-    budget: f64,
-) -> Row {
+pub fn row(unit: &Unit, ready: &Result<Ready, String>, roof: &Roof, peers: &mut Peers, budget: f64) -> Row {
     let specs = unit.case.specs(unit.dtype);
     let specs: Vec<_> = specs.iter().collect();
     let cost = unit.case.op.cost(&specs);

@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn glyphs_follow_the_ratio_to_the_best_peer() {
-        for (theirs, glyph) in [(3.1, "💚"), (1.2, "🟢"), (1.04, "🔵"), (0.96, "🔵"), (0.9, "⚪"), (0.3, "🟠")] {
+        for (theirs, glyph) in [(3.1, "💚"), (1.2, "🟢"), (1.04, "🔵"), (0.96, "🔵"), (0.9, "⚪"), (0.3, "🟠")]
+        {
             let row = row("cpu", 1.0, &[("torch", theirs), ("numpy", 50.0)]);
             let found = verdict(&row, &[]).unwrap();
             assert_eq!((found.glyph, found.rival.as_str()), (glyph, "torch"), "{theirs}");

@@ -2,8 +2,8 @@
 
 mod child;
 
-use crate::bench::work::{Ready, Unit};
 use crate::bench::timing;
+use crate::bench::work::{Ready, Unit};
 use anyhow::{Result, bail};
 use bimetal::{DType, Device, DeviceInfo, Spec, Tensor};
 use bimetal_core::op::Expected;

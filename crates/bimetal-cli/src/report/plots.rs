@@ -168,7 +168,11 @@ fn short(value: f64) -> String {
         [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")];
     let (scale, unit) = UNITS.into_iter().find(|(scale, _)| value >= scale * 0.999).unwrap_or((1e-9, "n"));
     let shown = value / scale;
-    if unit == "m" && shown >= 1.0 { format!("{}", (value * 1000.0).round() / 1000.0) } else { format!("{shown:.0}{unit}") }
+    if unit == "m" && shown >= 1.0 {
+        format!("{}", (value * 1000.0).round() / 1000.0)
+    } else {
+        format!("{shown:.0}{unit}")
+    }
 }
 
 #[cfg(test)]

@@ -58,8 +58,7 @@ pub struct Canvas {
 }
 
 /// Colours that stay apart on white and for most eyes (after Okabe and Ito).
-pub const COLOURS: [&str; 8] =
-    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#555555"];
+pub const COLOURS: [&str; 8] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#555555"];
 
 impl Canvas {
     pub fn new(width: f64, height: f64) -> Self {

@@ -195,3 +195,30 @@ pub fn to_f32<E: Element>(src: &[E], dst: &mut [f32]) {
 pub fn from_f32<E: Element>(src: &[f32], dst: &mut [E]) {
     dispatch(Convert(src, dst));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::simd::{Level, dispatch_at};
+
+    fn round_trip<E: Element + PartialEq + std::fmt::Debug>(level: Level) {
+        for n in [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 100] {
+            let values: Vec<f32> = (0..n).map(|i| i as f32 * 0.75 - 8.0).collect();
+            let mut narrow = vec![E::from_f32(-1.0); n];
+            let mut wide = vec![0.0; n];
+            dispatch_at(level, Convert(&values, &mut narrow));
+            assert_eq!(narrow, values.iter().map(|&x| E::from_f32(x)).collect::<Vec<_>>());
+            dispatch_at(level, Convert(&narrow, &mut wide));
+            assert_eq!(wide, narrow.iter().map(|&x| x.to_f32()).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn slices_of_any_length_convert_at_every_level() {
+        for &level in Level::detected() {
+            round_trip::<f32>(level);
+            round_trip::<f16>(level);
+            round_trip::<bf16>(level);
+        }
+    }
+}

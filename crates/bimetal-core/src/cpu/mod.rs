@@ -3,6 +3,7 @@
 pub mod element;
 pub mod math;
 pub mod parallel;
+pub mod row;
 pub mod scratch;
 pub mod simd;
 

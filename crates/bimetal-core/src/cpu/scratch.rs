@@ -1,23 +1,64 @@
 //! Per-thread scratch memory that kernels reuse from call to call.
 
-use std::cell::RefCell;
+use std::cell::Cell;
+use std::ops::{Deref, DerefMut};
 
 thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SPARE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Lends `f` a buffer of `n` values of unspecified contents; calls must not nest on a thread (a nested one allocates).
-#[inline(always)]
-pub fn with<R>(n: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    let mut buffer = SCRATCH.with(|cell| cell.try_borrow_mut().map(|mut b| std::mem::take(&mut *b)).unwrap_or_default());
-    if buffer.len() < n {
-        buffer.resize(n, 0.0);
-    }
-    let out = f(&mut buffer[..n]);
-    SCRATCH.with(|cell| {
-        if let Ok(mut slot) = cell.try_borrow_mut() {
-            *slot = buffer;
+/// A buffer of f32 on loan from the thread; a second one at the same time is allocated.
+pub struct Scratch {
+    buffer: Vec<f32>,
+    len: usize,
+}
+
+impl Scratch {
+    /// `n` values of unspecified contents.
+    pub fn take(n: usize) -> Self {
+        let mut buffer = SPARE.take();
+        if buffer.len() < n {
+            buffer.resize(n, 0.0);
         }
-    });
-    out
+        Self { buffer, len: n }
+    }
+}
+
+impl Deref for Scratch {
+    type Target = [f32];
+    #[inline(always)]
+    fn deref(&self) -> &[f32] {
+        &self.buffer[..self.len]
+    }
+}
+
+impl DerefMut for Scratch {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.buffer[..self.len]
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.buffer);
+        let spare = SPARE.take();
+        SPARE.set(if spare.len() > buffer.len() { spare } else { buffer });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_reused_and_may_nest() {
+        let first = Scratch::take(1000);
+        let address = first.as_ptr();
+        let second = Scratch::take(10);
+        assert_ne!(second.as_ptr(), address);
+        drop(second);
+        drop(first);
+        assert_eq!(Scratch::take(500).as_ptr(), address);
+    }
 }

@@ -10,7 +10,8 @@ pub(crate) fn discover() -> &'static (Vec<DeviceInfo>, Vec<Absent>) {
     static FOUND: OnceLock<(Vec<DeviceInfo>, Vec<Absent>)> = OnceLock::new();
     FOUND.get_or_init(|| {
         let (mut found, mut absent) = (Vec::new(), Vec::new());
-        for (backend, probe) in [("metal", metal::probe as fn() -> _), ("cuda", cuda::probe), ("vulkan", vulkan::probe)] {
+        for (backend, probe) in [("metal", metal::probe as fn() -> _), ("cuda", cuda::probe), ("vulkan", vulkan::probe)]
+        {
             let listed: std::result::Result<Vec<DeviceInfo>, String> = probe();
             match listed {
                 Ok(infos) => found.extend(infos),
@@ -60,7 +61,9 @@ mod cuda {
         }
         let include = cubecl_cuda::install::cuda_path().map(|p| p.join("include"));
         if !include.as_ref().is_some_and(|p| p.join("cuda_runtime.h").exists()) {
-            return Err("the CUDA headers were not found: set CUDA_PATH to a toolkit (its include/cuda_runtime.h)".into());
+            return Err(
+                "the CUDA headers were not found: set CUDA_PATH to a toolkit (its include/cuda_runtime.h)".into()
+            );
         }
         Ok((0..count)
             .map(|index| {

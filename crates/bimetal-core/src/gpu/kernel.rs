@@ -79,3 +79,39 @@ pub fn cube_max(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
     }
     largest
 }
+
+/// 64-bit addresses only where 32 bits cannot reach the last of `elements`.
+pub fn address_type(elements: usize) -> AddressType {
+    if elements > i32::MAX as usize { AddressType::U64 } else { AddressType::U32 }
+}
+
+/// The widest vector of at most `widest` elements that divides a row of `n`, so that every row starts on one.
+pub fn row_vector(widest: usize, n: usize) -> usize {
+    let mut width = widest;
+    while !n.is_multiple_of(width) {
+        width /= 2;
+    }
+    width
+}
+
+/// The largest element of a vector.
+#[cube]
+pub fn vector_max<N: Size>(v: Vector<f32, N>) -> f32 {
+    let mut largest = v.extract(0usize);
+    #[unroll]
+    for i in 1..v.vector_size() {
+        largest = max(largest, v.extract(i));
+    }
+    largest
+}
+
+/// The sum of a vector's elements.
+#[cube]
+pub fn vector_sum<N: Size>(v: Vector<f32, N>) -> f32 {
+    let mut sum = v.extract(0usize);
+    #[unroll]
+    for i in 1..v.vector_size() {
+        sum += v.extract(i);
+    }
+    sum
+}

@@ -39,29 +39,32 @@ pub fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
     let (v, v_lo) = two_prod(s, a, half);
     let (p, n) = exp_parts(s, v, Some(v_lo));
     let tail = s.scale_pow2(s.mul(s.mul(a, p), tail_ratio(s, a, 1.0)), n);
-    s.select(s.gt(x, s.splat(0.0)), s.sub(x, tail), s.neg(tail))
+    s.select(s.ge(x, s.splat(0.0)), s.sub(x, tail), s.neg(tail))
 }
 
-/// M(scale · a) = e^(t²/2) Φ(−t) at t = scale · a in \[0, 15\]: u P(u) with u = 1/(1 + 0.3 t), because M falls like 1/t.
+/// M(t) = e^(t²/2) Φ(−t) at t = scale · a in \[0, 15\]: u P(u − centre) with u = 1/(1 + 0.29 t), because M falls like
+/// 1/t. The centre keeps the terms of P small, and with them its rounding errors.
 #[inline(always)]
 fn tail_ratio<S: Simd>(s: S, a: S::F, scale: f32) -> S::F {
-    let one = s.splat(1.0);
-    let u = s.div(one, s.fma(a, s.splat(0.3 * scale), one));
-    let p = poly(
-        s,
-        u,
-        [
-            0.119686715,
-            0.11957134,
-            0.11023915,
-            0.07837307,
-            0.09620277,
-            -0.07950575,
-            0.19187994,
-            -0.22828284,
-            0.11246419,
-            -0.020628588,
-        ],
-    );
-    s.mul(u, p)
+    const CENTRE: f32 = 0.578125;
+    const P: [f32; 10] = [
+        0.24318445,
+        0.38548496,
+        0.41749367,
+        0.26758072,
+        0.033291247,
+        -0.08705886,
+        -0.034848996,
+        0.038023297,
+        0.015463454,
+        -0.018074488,
+    ];
+    let (one, c) = (s.splat(1.0), s.splat(0.29 * scale));
+    let den = s.fma(a, c, one);
+    let den_lo = s.fma(a, c, s.sub(one, den));
+    let u = s.div(one, den);
+    // M varies up to 2.75 times as fast as u, so u needs its rounding error too.
+    let u_lo = s.mul(u, s.neg_fma(u, den_lo, s.neg_fma(u, den, one)));
+    let p = poly(s, s.add(s.sub(u, s.splat(CENTRE)), u_lo), P);
+    s.fma(u, p, s.mul(u_lo, p))
 }

@@ -4,7 +4,7 @@ use super::poly;
 use crate::cpu::simd::Simd;
 
 /// ln 2 = HI + LO, each rounded to nearest.
-const LN2_HI: f32 = 0.693_147_2;
+const LN2_HI: f32 = std::f32::consts::LN_2;
 const LN2_LO: f32 = -1.904_654_2e-9;
 
 /// eˣ. Overflows to infinity above 88.72, underflows gradually below −87.33.
@@ -43,7 +43,7 @@ pub fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
 /// 2^r for |r| ≤ ½.
 #[inline(always)]
 pub(super) fn exp2_reduced<S: Simd>(s: S, r: S::F) -> S::F {
-    poly(s, r, [1.0, 0.6931472, 0.24022648, 0.055503596, 0.009618503, 0.0013390997, 0.00015327803])
+    poly(s, r, [1.0, LN2_HI, 0.24022648, 0.055503596, 0.009618503, 0.0013390997, 0.00015327803])
 }
 
 /// eˣ − 1 without cancellation near 0: 2ⁿ (e^r − 1) + (2ⁿ − 1).

@@ -10,9 +10,9 @@ mod exp;
 mod log;
 mod power;
 mod sigmoid;
-mod trig;
 #[cfg(test)]
 mod tests;
+mod trig;
 
 pub use erf::{erf, erfc, gelu};
 pub use exp::{exp, exp2, expm1};

@@ -2,7 +2,7 @@
 
 use super::double::{two_prod, two_sum};
 use super::exp::exp_parts;
-use super::log::log1p_finite;
+use super::log::log1p_unit;
 use super::poly;
 use crate::cpu::simd::Simd;
 
@@ -48,11 +48,11 @@ pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
     gate(s, x, x, s.mul(low, parts.0), den, parts.1)
 }
 
-/// `plus / den` for positive x, `minus / den · 2ⁿ` for the others: the power of two is put on last, so that the
+/// `plus / den` for x ≥ 0, `minus / den · 2ⁿ` below: the power of two is put on last, so that the
 /// quotient rounds once where it underflows.
 #[inline(always)]
 fn gate<S: Simd>(s: S, x: S::F, plus: S::F, minus: S::F, den: S::F, n: S::F) -> S::F {
-    let positive = s.gt(x, s.splat(0.0));
+    let positive = s.ge(x, s.splat(0.0));
     let quotient = s.div(s.select(positive, plus, minus), den);
     s.select(positive, quotient, s.scale_pow2(quotient, n))
 }
@@ -61,7 +61,7 @@ fn gate<S: Simd>(s: S, x: S::F, plus: S::F, minus: S::F, den: S::F, n: S::F) -> 
 #[inline(always)]
 pub fn softplus<S: Simd>(s: S, x: S::F) -> S::F {
     let (p, n) = exp_parts(s, neg_abs(s, x), None);
-    s.add(log1p_finite(s, s.scale_pow2(p, n)), s.max(s.splat(0.0), x))
+    s.add(log1p_unit(s, s.scale_pow2(p, n)), s.max(s.splat(0.0), x))
 }
 
 /// x tanh(ln(1 + eˣ)) (Misra 2019) = x w/(w + 2) with w = eˣ(eˣ + 2); for positive x both divided by e^2x. Its limit
@@ -75,7 +75,7 @@ pub fn mish<S: Simd>(s: S, x: S::F) -> S::F {
     let e2 = s.add(e, two);
     let plus = s.fma(two, e, one);
     let den_plus = s.fma(s.add(e, e), e, plus);
-    let den = s.select(s.gt(x, s.splat(0.0)), den_plus, s.fma(e, e2, two));
+    let den = s.select(s.ge(x, s.splat(0.0)), den_plus, s.fma(e, e2, two));
     gate(s, x, s.mul(x, plus), s.mul(s.mul(low, p), e2), den, n)
 }
 

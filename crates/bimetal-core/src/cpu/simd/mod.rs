@@ -327,6 +327,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The same bits.
     fn bits(self, a: Self::F) -> Self::I;
     /// The same bits.
+    #[allow(clippy::wrong_self_convention)]
     fn from_bits(self, a: Self::I) -> Self::F;
     /// a + b, wrapping
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;

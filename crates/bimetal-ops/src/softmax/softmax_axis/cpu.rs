@@ -4,7 +4,9 @@
 use super::Kind;
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
-use bimetal_core::cpu::{math, parallel, scratch};
+use bimetal_core::cpu::row::{Values, load, write};
+use bimetal_core::cpu::scratch::Scratch;
+use bimetal_core::cpu::{math, parallel};
 use bimetal_core::{DType, Result, Scalar, Tensor};
 use half::{bf16, f16};
 
@@ -61,16 +63,15 @@ impl<E: Element> Kernel for Rows<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        scratch::with(self.n.min(KEPT), |kept| {
-            for (x, y) in self.x.chunks_exact(self.n).zip(self.y.chunks_exact_mut(self.n)) {
-                let row = Row { s, x, y, stream: self.stream };
-                match (self.log, self.n <= KEPT) {
-                    (false, true) => row.softmax_kept(kept),
-                    (false, false) => row.softmax_twice(),
-                    (true, _) => row.log_softmax(),
-                }
+        let mut kept = Scratch::take(self.n.min(KEPT));
+        for (x, y) in self.x.chunks_exact(self.n).zip(self.y.chunks_exact_mut(self.n)) {
+            let row = Row { s, x, y, stream: self.stream };
+            match (self.log, self.n <= KEPT) {
+                (false, true) => row.softmax_kept(&mut kept),
+                (false, false) => row.softmax_twice(),
+                (true, _) => row.log_softmax(),
             }
-        });
+        }
         if self.stream {
             s.stream_fence();
         }
@@ -85,32 +86,32 @@ struct Row<'a, S, E> {
 }
 
 impl<S: Simd, E: Element> Row<'_, S, E> {
+    /// The largest element. NaN is passed over: its exponential makes the sum NaN.
     #[inline(always)]
     fn max(&self) -> f32 {
         let (s, n) = (self.s, self.x.len());
-        let lowest = s.splat(f32::NEG_INFINITY);
-        let mut largest = [lowest; 4];
+        let mut largest = [s.splat(f32::NEG_INFINITY); 4];
         let step = 4 * S::LANES;
         let mut i = 0;
         // SAFETY (this block): `i` plus what is read stays within the row.
         unsafe {
             while i + step <= n {
                 for (k, m) in largest.iter_mut().enumerate() {
-                    *m = s.max_nan(*m, E::load(s, self.x.as_ptr().add(i + k * S::LANES)));
+                    *m = s.max(E::load(s, self.x.as_ptr().add(i + k * S::LANES)), *m);
                 }
                 i += step;
             }
             while i < n {
                 let v = load(s, self.x, i, f32::NEG_INFINITY);
-                largest[0] = s.max_nan(largest[0], v);
+                largest[0] = s.max(v, largest[0]);
                 i += S::LANES;
             }
         }
-        let halves = [s.max_nan(largest[0], largest[1]), s.max_nan(largest[2], largest[3])];
-        s.reduce_max(s.max_nan(halves[0], halves[1]))
+        let halves = [s.max(largest[0], largest[1]), s.max(largest[2], largest[3])];
+        s.reduce_max(s.max(halves[0], halves[1]))
     }
 
-    /// Σ exp(x − m) in blocks, with each block's exponentials handed to `keep`.
+    /// Σ exp(x − m), block by block; the exponentials go to `kept` if it is given.
     #[inline(always)]
     fn sum_exp(&self, m: f32, kept: Option<&mut [f32]>) -> f64 {
         let (s, n) = (self.s, self.x.len());
@@ -160,75 +161,73 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
     }
 
     #[inline(always)]
-    fn softmax_kept(mut self, kept: &mut [f32]) {
+    fn softmax_kept(self, kept: &mut [f32]) {
         let m = self.max();
         let sum = self.sum_exp(m, Some(kept));
         let inverse = self.s.splat((1.0 / sum) as f32);
-        let s = self.s;
-        // SAFETY: `kept` has the row's length; `write` asks for `LANES` or the remaining values.
-        self.write(|i, left| unsafe {
-            let p = kept.as_ptr().add(i);
-            let e = if left >= S::LANES { s.load(p) } else { s.load_partial(p, left, 0.0) };
-            s.mul(e, inverse)
-        });
+        write(self.s, self.y, self.stream, Kept { kept, inverse });
     }
 
     #[inline(always)]
-    fn softmax_twice(mut self) {
+    fn softmax_twice(self) {
         let m = self.max();
         let sum = self.sum_exp(m, None);
         let (s, x) = (self.s, self.x);
-        let (shift, inverse) = (s.splat(m), s.splat((1.0 / sum) as f32));
-        // SAFETY: `write` stays within the row.
-        self.write(|i, _| s.mul(math::exp(s, s.sub(unsafe { load(s, x, i, 0.0) }, shift)), inverse));
+        write(s, self.y, self.stream, Again { x, shift: s.splat(m), inverse: s.splat((1.0 / sum) as f32) });
     }
 
     #[inline(always)]
-    fn log_softmax(mut self) {
+    fn log_softmax(self) {
         let m = self.max();
         let sum = self.sum_exp(m, None);
         let (s, x) = (self.s, self.x);
-        let (shift, log_sum) = (s.splat(m), s.splat(sum.ln() as f32));
-        // SAFETY: `write` stays within the row.
-        self.write(|i, _| s.sub(s.sub(unsafe { load(s, x, i, 0.0) }, shift), log_sum));
-    }
-
-    /// Writes `value(i, elements left)` over the row, past the caches if the tensor is larger than they are.
-    #[inline(always)]
-    fn write(&mut self, value: impl Fn(usize, usize) -> S::F) {
-        let (s, n) = (self.s, self.y.len());
-        let p = self.y.as_mut_ptr();
-        let vector = S::LANES * size_of::<E>();
-        let stream = self.stream && (p as usize).is_multiple_of(vector);
-        let mut i = 0;
-        // SAFETY (this block): `i` plus what is written stays within the row; streaming needs and has aligned vectors.
-        unsafe {
-            while i + S::LANES <= n {
-                let v = value(i, n - i);
-                if stream {
-                    E::stream(s, p.add(i), v);
-                } else {
-                    E::store(s, p.add(i), v);
-                }
-                i += S::LANES;
-            }
-            if i < n {
-                E::store_partial(s, p.add(i), n - i, value(i, n - i));
-            }
-        }
+        write(s, self.y, self.stream, Logarithm { x, shift: s.splat(m), log_sum: s.splat(sum.ln() as f32) });
     }
 }
 
-/// A vector from `x[i..]`, its lanes past the end filled.
-///
-/// # Safety
-/// `i < x.len()`.
-#[inline(always)]
-unsafe fn load<S: Simd, E: Element>(s: S, x: &[E], i: usize, fill: f32) -> S::F {
-    let left = x.len() - i;
-    // SAFETY: `left` elements remain from `i` on.
-    unsafe {
-        if left >= S::LANES { E::load(s, x.as_ptr().add(i)) } else { E::load_partial(s, x.as_ptr().add(i), left, fill) }
+/// Kept exponentials over their sum.
+struct Kept<'a, F> {
+    kept: &'a [f32],
+    inverse: F,
+}
+
+impl<S: Simd> Values<S> for Kept<'_, S::F> {
+    #[inline(always)]
+    unsafe fn at(&self, s: S, i: usize) -> S::F {
+        // SAFETY: the buffer is as long as the row.
+        s.mul(unsafe { load(s, self.kept, i, 0.0) }, self.inverse)
+    }
+}
+
+/// Exponentials computed again, over their sum.
+struct Again<'a, E, F> {
+    x: &'a [E],
+    shift: F,
+    inverse: F,
+}
+
+impl<S: Simd, E: Element> Values<S> for Again<'_, E, S::F> {
+    #[inline(always)]
+    unsafe fn at(&self, s: S, i: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        let x = unsafe { load(s, self.x, i, 0.0) };
+        s.mul(math::exp(s, s.sub(x, self.shift)), self.inverse)
+    }
+}
+
+/// `x − m − ln Σ`.
+struct Logarithm<'a, E, F> {
+    x: &'a [E],
+    shift: F,
+    log_sum: F,
+}
+
+impl<S: Simd, E: Element> Values<S> for Logarithm<'_, E, S::F> {
+    #[inline(always)]
+    unsafe fn at(&self, s: S, i: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        let x = unsafe { load(s, self.x, i, 0.0) };
+        s.sub(s.sub(x, self.shift), self.log_sum)
     }
 }
 

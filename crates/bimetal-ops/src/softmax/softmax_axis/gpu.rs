@@ -1,7 +1,7 @@
 //! Softmax on the GPU: rows held in registers where they fit, two passes with partial sums where they do not.
 
 use super::Kind;
-use bimetal_core::gpu::kernel::{cube_max, cube_sum};
+use bimetal_core::gpu::kernel::{address_type, cube_max, cube_sum, row_vector, vector_max, vector_sum};
 use bimetal_core::{Error, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -30,7 +30,7 @@ pub(super) fn softmax_axis(gpu: &Gpu, kind: Kind, x: &Tensor, axis: usize, y: &m
     }
     let elem = gpu.elem(x.dtype())?;
     let log = kind == Kind::LogSoftmax;
-    let address = address_type(x);
+    let address = address_type(x.numel());
     // SAFETY (each launch below): both buffers hold `outer·n·inner` elements, and the kernels drop rows, vectors and
     // columns past those counts.
     if inner > 1 {
@@ -154,40 +154,6 @@ fn long_rows(gpu: &Gpu, x: &Tensor, y: &mut Tensor, rows: LongRows) -> Result<()
         );
     }
     Ok(())
-}
-
-/// 64-bit addresses only where 32 bits cannot reach the last element.
-fn address_type(x: &Tensor) -> AddressType {
-    if x.numel() > i32::MAX as usize { AddressType::U64 } else { AddressType::U32 }
-}
-
-/// The widest vector that divides a row, so that every row starts on one.
-fn row_vector(widest: usize, n: usize) -> usize {
-    let mut width = widest;
-    while !n.is_multiple_of(width) {
-        width /= 2;
-    }
-    width
-}
-
-#[cube]
-fn vector_max<N: Size>(v: Vector<f32, N>) -> f32 {
-    let mut largest = v.extract(0usize);
-    #[unroll]
-    for i in 1..v.vector_size() {
-        largest = max(largest, v.extract(i));
-    }
-    largest
-}
-
-#[cube]
-fn vector_sum<N: Size>(v: Vector<f32, N>) -> f32 {
-    let mut sum = v.extract(0usize);
-    #[unroll]
-    for i in 1..v.vector_size() {
-        sum += v.extract(i);
-    }
-    sum
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
