@@ -106,11 +106,12 @@ impl<'a> Runner<'a> {
     fn time(&mut self, calls: usize) -> Result<f64> {
         let start = Instant::now();
         for _ in 0..calls {
-            let set = &mut self.sets[self.next];
+            let at = self.next;
+            self.next = (at + 1) % self.sets.len();
+            let set = &mut self.sets[at];
             let inputs: ArrayVec<&Tensor, 8> = set.inputs.iter().collect();
             let mut outputs: ArrayVec<&mut Tensor, 4> = set.outputs.iter_mut().collect();
             op::run_here(self.op, &inputs, &mut outputs)?;
-            self.next = (self.next + 1) % self.sets.len();
         }
         if let Some(gpu) = self.gpu {
             gpu.sync()?;

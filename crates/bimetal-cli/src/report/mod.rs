@@ -158,7 +158,7 @@ pub fn terminal(report: &Report) -> String {
         let cells = cells(report, domain);
         let header: Vec<&str> = cells.header.iter().map(String::as_str).collect();
         let mut table = text::table(&header);
-        cells.rows.into_iter().for_each(|row| drop(table.add_row(row)));
+        table.add_rows(cells.rows);
         out += &format!("\n{}\n{table}\n", domain.to_uppercase());
     }
     let summaries = summary_lines(report);
