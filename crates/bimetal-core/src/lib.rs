@@ -8,6 +8,7 @@ mod dtype;
 mod error;
 pub mod gpu;
 mod host;
+pub mod io;
 pub mod op;
 pub mod route;
 mod shape;

@@ -14,7 +14,7 @@ use cubecl::ir::{ElemType, FloatKind, IntKind, UIntKind};
 use cubecl::prelude::CubeCount;
 use cubecl::server::Handle;
 use std::collections::HashMap;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 /// Every allocation is a multiple of this many bytes, so that a kernel may touch the whole of its last vector.
 const PADDING: usize = 256;
@@ -41,15 +41,20 @@ impl Gpu {
     /// # Errors
     /// A device that this machine, driver or build does not have.
     pub fn get(device: Device) -> Result<&'static Self> {
-        static CLIENTS: OnceLock<Mutex<HashMap<Device, &'static Gpu>>> = OnceLock::new();
-        let mut clients = CLIENTS.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
+        let mut clients = clients();
         if let Some(gpu) = clients.get(&device) {
             return Ok(gpu);
         }
-        let client = discover::connect(device)?;
-        let gpu: &'static Self = Box::leak(Box::new(Self::new(device, client)));
+        let gpu: &'static Self = Box::leak(Box::new(Self::new(device, discover::connect(device)?)));
         clients.insert(device, gpu);
         Ok(gpu)
+    }
+
+    /// Puts a client of a runtime that discovery does not know behind `device`, for as long as the process lives; the
+    /// first client of a device stays.
+    #[doc(hidden)]
+    pub fn from_client(device: Device, client: Client) -> &'static Self {
+        clients().entry(device).or_insert_with(|| Box::leak(Box::new(Self::new(device, client))))
     }
 
     fn new(device: Device, client: Client) -> Self {
@@ -165,6 +170,12 @@ impl Gpu {
     fn failed(&self, op: &'static str, reason: &dyn std::fmt::Display) -> Error {
         Error::Runtime { op, device: self.device.to_string(), reason: reason.to_string() }
     }
+}
+
+/// The clients made so far.
+fn clients() -> MutexGuard<'static, HashMap<Device, &'static Gpu>> {
+    static CLIENTS: OnceLock<Mutex<HashMap<Device, &'static Gpu>>> = OnceLock::new();
+    CLIENTS.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner())
 }
 
 fn elem_type(dtype: DType) -> ElemType {
