@@ -117,6 +117,11 @@ impl Gpu {
         CubeCount::Static(x as u32, cubes.div_ceil(x) as u32, 1)
     }
 
+    /// Most bytes that one buffer can have.
+    pub fn largest_buffer(&self) -> u64 {
+        self.client.properties().memory.max_page_size
+    }
+
     /// An uninitialised buffer of at least `bytes`.
     pub fn alloc(&self, bytes: usize) -> Handle {
         self.client.empty(bytes.max(1).next_multiple_of(PADDING))

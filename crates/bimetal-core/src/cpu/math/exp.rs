@@ -17,19 +17,21 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
 /// (p, n) with e^(x + lo) = p · 2ⁿ and p near 1, for −110 ≤ x ≤ 89 and |lo| well below 1.
 #[inline(always)]
 pub(super) fn exp_parts<S: Simd>(s: S, x: S::F, lo: Option<S::F>) -> (S::F, S::F) {
-    let (n, mut r) = reduce(s, x);
-    if let Some(lo) = lo {
-        r = s.add(r, lo);
-    }
+    let (n, r) = reduce(s, x, lo);
     (poly(s, r, [1.0, 1.0, 0.49999994, 0.16666521, 0.041668266, 0.0083686765, 0.0013820693]), n)
 }
 
-/// (n, r) with x = n ln 2 + r. The first product is exact inside the fused operation, and so is its difference.
+/// (n, r) with x + lo = n ln 2 + r. The first product is exact inside the fused operation, and so is its difference.
 #[inline(always)]
-fn reduce<S: Simd>(s: S, x: S::F) -> (S::F, S::F) {
+fn reduce<S: Simd>(s: S, x: S::F, lo: Option<S::F>) -> (S::F, S::F) {
     let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
     let r = s.neg_fma(n, s.splat(LN2_HI), x);
-    (n, s.neg_fma(n, s.splat(LN2_LO), r))
+    let ln2_lo = s.splat(LN2_LO);
+    let r = match lo {
+        None => s.neg_fma(n, ln2_lo, r),
+        Some(lo) => s.add(r, s.neg_fma(n, ln2_lo, lo)),
+    };
+    (n, r)
 }
 
 /// 2ˣ. Exact where x is an integer; subnormal results are rounded once.
@@ -50,7 +52,7 @@ pub(super) fn exp2_reduced<S: Simd>(s: S, r: S::F) -> S::F {
 #[inline(always)]
 pub fn expm1<S: Simd>(s: S, x: S::F) -> S::F {
     let clamped = s.min(s.splat(89.0), s.max(s.splat(-20.0), x));
-    let (n, r) = reduce(s, clamped);
+    let (n, r) = reduce(s, clamped, None);
     let q = poly(s, r, [0.5, 0.16666666, 0.041666493, 0.008333545, 0.0013932332, 0.00019762541]);
     let em1 = s.fma(s.mul(r, r), q, r);
     // Half of 2ⁿ stays finite where the result does.
