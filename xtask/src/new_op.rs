@@ -25,9 +25,8 @@ pub fn run(root: &Path, domain: &str, name: &str) -> Result<String, String> {
     }
     let source = root.join("crates/bimetal-ops/src");
     let list = source.join(domain).join("mod.rs");
-    let text = fs::read_to_string(&list).map_err(|_| {
-        format!("no domain `{domain}`; there are: {}", domains(&source).join(", "))
-    })?;
+    let text = fs::read_to_string(&list)
+        .map_err(|_| format!("no domain `{domain}`; there are: {}", domains(&source).join(", ")))?;
     let folder = source.join(domain).join(name);
     if folder.exists() {
         return Err(format!("{} exists already", folder.display()));
@@ -112,6 +111,23 @@ mod tests {
         }
     }
 
+    /// The new operation's cases on every target, as `tests/agree.rs` runs all of them.
+    const AGREE: &str = r#"//! Agreement of the new family.
+#[test]
+fn the_template_agrees() {
+    let plan = bimetal_core::check::Plan::from_env();
+    let (_, op) = bimetal_ops::registry::ops().find(|(_, op)| op.name() == "template_op").unwrap();
+    let mut passed = 0;
+    bimetal_core::check::check(op, &plan, &mut |row| match &row.outcome {
+        bimetal_core::check::Outcome::Passed { .. } => passed += 1,
+        bimetal_core::check::Outcome::Failed { why } => panic!("{row}: {why}"),
+        bimetal_core::check::Outcome::Skipped { .. } => {}
+    });
+    assert!(passed > 0);
+    println!("{passed} cases of the template agree");
+}
+"#;
+
     /// Builds operations again, so `.ci/run` asks for it by name.
     #[test]
     #[ignore = "builds a copy of the workspace"]
@@ -119,12 +135,19 @@ mod tests {
         let scratch = std::env::temp_dir().join(format!("bimetal-new-op-{}", std::process::id()));
         copy(&scratch);
         run(&scratch, "softmax", "template_op").unwrap();
-        let cargo = |args: &[&str]| {
-            let status = Command::new(env!("CARGO")).args(args).current_dir(&scratch).status().unwrap();
-            assert!(status.success(), "cargo {}", args.join(" "));
+        fs::write(scratch.join("crates/bimetal-ops/tests/template.rs"), AGREE).unwrap();
+        let runs = |program: &str, args: &[&str]| {
+            let status = Command::new(program).args(args).current_dir(&scratch).status().unwrap();
+            assert!(status.success(), "{program} {}", args.join(" "));
         };
-        cargo(&["fmt", "--all", "--", "--check"]);
-        cargo(&["test", "--release", "--no-default-features", "-p", "bimetal-ops", "--lib", "template_op"]);
+        let family = "crates/bimetal-ops/src/softmax/template_op/mod.rs";
+        runs("rustfmt", &["--check", "--edition", "2024", family]);
+        runs("git", &["init", "--quiet"]);
+        if let Err(violations) = crate::tidy::run(&scratch) {
+            assert!(!violations.contains("template_op"), "{violations}");
+        }
+        // The same features as the whole workspace, so that its dependencies are not built again.
+        runs(env!("CARGO"), &["test", "--release", "--workspace", "--test", "template", "--", "--nocapture"]);
         fs::remove_dir_all(&scratch).unwrap();
     }
 }

@@ -69,7 +69,10 @@ impl Recorder {
         if let CubeCount::Static(x, y, z) = count {
             let (max_x, max_y, max_z) = self.utilities.properties.hardware.max_cube_count;
             if *x > max_x || *y > max_y || *z > max_z {
-                return Err(format!("{} cubes are more than the device takes", [*x, *y, *z].map(|n| n.to_string()).join("×")));
+                return Err(format!(
+                    "{} cubes are more than the device takes",
+                    [*x, *y, *z].map(|n| n.to_string()).join("×")
+                ));
             }
         }
         let bindings = args.resources.len() + usize::from(!args.info.data.is_empty());
@@ -94,9 +97,8 @@ impl Recorder {
             return Err(format!("{units} units in a cube, {} is the limit", hardware.max_units_per_cube));
         }
         let definition = define_kernel(kernel).map_err(|e| e.to_string())?;
-        let msl = MslCompiler::default()
-            .compile(definition, &CompilationOptions::default())
-            .map_err(|e| e.to_string())?;
+        let msl =
+            MslCompiler::default().compile(definition, &CompilationOptions::default()).map_err(|e| e.to_string())?;
         if msl.shared_memory_size > hardware.max_shared_memory_size {
             let (got, most) = (msl.shared_memory_size, hardware.max_shared_memory_size);
             return Err(format!("{got} bytes of shared memory, {most} is the limit"));
@@ -241,9 +243,8 @@ impl MemoryLayoutPolicy for Packed {
         stream: StreamId,
         wanted: &[MemoryLayoutDescriptor],
     ) -> (Handle, Vec<MemoryLayout>) {
-        let padded = |d: &MemoryLayoutDescriptor| {
-            (d.shape.iter().product::<usize>() * d.elem_size).next_multiple_of(256) as u64
-        };
+        let padded =
+            |d: &MemoryLayoutDescriptor| (d.shape.iter().product::<usize>() * d.elem_size).next_multiple_of(256) as u64;
         let total: u64 = wanted.iter().map(padded).sum();
         let base = Handle::new(service, stream, total);
         let mut start = 0;

@@ -34,7 +34,8 @@ pub fn check(files: &[File], found: &mut Vec<String>) {
 /// Whether no file of the four could take an extra one. A file in `cpu/`, or named `cpu_…`, belongs to `cpu.rs`.
 fn is_needed(name: &str, extra: &File, files: &BTreeMap<&str, &File>) -> bool {
     let lines = |file: &File| Source::new(&file.text).lines_without_tests();
-    let mut homes: Vec<&str> = FILES.into_iter().filter(|home| name.starts_with(home.trim_end_matches(".rs"))).collect();
+    let mut homes: Vec<&str> =
+        FILES.into_iter().filter(|home| name.starts_with(home.trim_end_matches(".rs"))).collect();
     if homes.is_empty() {
         homes = vec!["cpu.rs", "gpu.rs", "mod.rs"];
     }

@@ -96,7 +96,8 @@ pub fn rust_file(file: &File, source: &Source, found: &mut Vec<String>) {
 /// Whether a `SAFETY:` comment stands just above, or above in the same function (one comment may cover several blocks).
 fn is_justified(source: &Source, at: usize) -> bool {
     let line = source.line(at);
-    let function = source.functions().into_iter().map(|f| f.1).filter(|f| f.contains(&at)).map(|f| source.line(f.start));
+    let function =
+        source.functions().into_iter().map(|f| f.1).filter(|f| f.contains(&at)).map(|f| source.line(f.start));
     let first = function.min().unwrap_or(line).min(line.saturating_sub(SAFETY_LINES)).max(1);
     source.text.lines().skip(first - 1).take(line - first + 1).any(|l| l.contains("SAFETY"))
 }
@@ -147,14 +148,18 @@ mod tests {
         refuses(LIB, "//! A.\nfn f() { dbg!(1); }\n", "`dbg!`");
         refuses(LIB, "//! A.\nfn f() { unimplemented!() }\n", "`unimplemented!`");
         refuses(LIB, "//! A.\n// ---- part two ----\n", "banner");
-        assert!(violations(LIB, "//! A.\n// A todo! in a comment, and \"dbg!\".\nfn f() { g(\"todo!\") }\n").is_empty());
+        assert!(
+            violations(LIB, "//! A.\n// A todo! in a comment, and \"dbg!\".\nfn f() { g(\"todo!\") }\n").is_empty()
+        );
     }
 
     #[test]
     fn unsafe_needs_its_reason() {
         refuses(LIB, "//! A.\nfn f() {\n    unsafe { g() }\n}\n", "SAFETY");
         refuses(LIB, "//! A.\nunsafe impl Send for A {}\n", "SAFETY");
-        assert!(violations(LIB, "//! A.\nfn f() {\n    // SAFETY: g takes anything.\n    unsafe { g() }\n}\n").is_empty());
+        assert!(
+            violations(LIB, "//! A.\nfn f() {\n    // SAFETY: g takes anything.\n    unsafe { g() }\n}\n").is_empty()
+        );
         assert!(violations(LIB, "//! A.\ntrait A {\n    unsafe fn f(&self);\n}\n").is_empty());
     }
 
@@ -173,7 +178,11 @@ mod tests {
     fn operations_name_no_features() {
         let text = "//! A.\n#[cfg(feature = \"cuda\")]\nfn f() {}\n";
         refuses("crates/bimetal-ops/src/softmax/mod.rs", text, "features");
-        refuses("crates/bimetal-ops/src/softmax/mod.rs", "//! A.\nconst A: bool = cfg!(feature = \"cuda\");\n", "features");
+        refuses(
+            "crates/bimetal-ops/src/softmax/mod.rs",
+            "//! A.\nconst A: bool = cfg!(feature = \"cuda\");\n",
+            "features",
+        );
         assert!(violations("crates/bimetal-core/src/gpu/mod.rs", text).is_empty());
     }
 }

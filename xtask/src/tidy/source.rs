@@ -182,7 +182,8 @@ mod tests {
 
     #[test]
     fn comments_and_literals_are_not_code() {
-        let text = "let a = \"dbg!(\\\"\"; // dbg!\nlet b = r#\"dbg!\"#; /* dbg! /* dbg! */ */ let c = 'd'; dbg!('\\'');";
+        let text =
+            "let a = \"dbg!(\\\"\"; // dbg!\nlet b = r#\"dbg!\"#; /* dbg! /* dbg! */ */ let c = 'd'; dbg!('\\'');";
         let source = Source::new(text);
         assert_eq!(source.words("dbg").len(), 1);
         assert_eq!(source.code.len(), text.len());
