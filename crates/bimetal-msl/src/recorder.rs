@@ -37,24 +37,18 @@ pub struct Kernel {
     pub source: String,
 }
 
-/// What the server was asked to do since the last [`take`].
-#[derive(Debug, Default)]
-pub struct Log {
-    /// One entry for each launch, in order; launches of the same kernel share it.
-    pub launches: Vec<Result<Arc<Kernel>, String>>,
-    /// Bytes that were asked back. Nothing ran, so they are zeros.
-    pub bytes_read: usize,
-}
+/// A launched kernel, or why Metal cannot have it. Launches of the same kernel share it.
+pub type Recorded = Result<Arc<Kernel>, String>;
 
-static LOG: Mutex<Log> = Mutex::new(Log { launches: Vec::new(), bytes_read: 0 });
+static LAUNCHES: Mutex<Vec<Recorded>> = Mutex::new(Vec::new());
 
-/// Waits for the client's launches and takes what they left.
+/// Waits for the client and takes the launches since the last call, in order.
 ///
 /// # Errors
 /// A device thread that died.
-pub fn take(client: &Client) -> Result<Log, String> {
+pub fn take(client: &Client) -> Result<Vec<Recorded>, String> {
     cubecl::future::block_on(client.sync()).map_err(|e| e.to_string())?;
-    Ok(std::mem::take(&mut *LOG.lock().unwrap_or_else(PoisonError::into_inner)))
+    Ok(std::mem::take(&mut *LAUNCHES.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 /// The recording server.
@@ -107,8 +101,6 @@ impl Recorder {
     }
 }
 
-type Recorded = Result<Arc<Kernel>, String>;
-
 impl DeviceService for Recorder {
     fn init(device: DeviceId) -> Self {
         let (utilities, _) = ServerUtilities::init(
@@ -145,7 +137,6 @@ impl Server for Recorder {
     fn read(&mut self, wanted: Vec<CopyDescriptor>, _: StreamId) -> DynFut<Result<Vec<Bytes>, ServerError>> {
         let sizes = wanted.iter().map(|d| d.shape.iter().product::<usize>() * d.elem_size);
         let zeros: Vec<_> = sizes.map(|n| Bytes::from_bytes_vec(vec![0; n])).collect();
-        LOG.lock().unwrap_or_else(PoisonError::into_inner).bytes_read += zeros.iter().map(|b| b.len()).sum::<usize>();
         Box::pin(async move { Ok(zeros) })
     }
 
@@ -168,7 +159,7 @@ impl Server for Recorder {
         _: LaunchMode,
     ) {
         let recorded = self.record(kernel, &count, &args);
-        LOG.lock().unwrap_or_else(PoisonError::into_inner).launches.push(recorded);
+        LAUNCHES.lock().unwrap_or_else(PoisonError::into_inner).push(recorded);
     }
 
     fn flush(&mut self, _: StreamId) -> Result<(), ServerError> {
