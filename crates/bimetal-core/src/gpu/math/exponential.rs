@@ -23,7 +23,7 @@ pub fn exp<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 fn reduce<N: Size>(x: Vector<f32, N>) -> (Vector<f32, N>, Vector<f32, N>) {
     let n = (x * Vector::new(f32::new(std::f32::consts::LOG2_E))).round();
     let r = x - n * Vector::new(0.693359375f32);
-    (n, r + n * Vector::new(2.121_944_4e-4f32))
+    (n, r + hidden::<N>(n, 0xffff_0000u32) * Vector::new(2.121_944_4e-4f32))
 }
 
 /// (p, n) with e^(x + lo) = p 2ⁿ and p near 1, for −110 ≤ x ≤ 89 and |lo| well below 1.

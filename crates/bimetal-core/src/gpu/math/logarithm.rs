@@ -37,7 +37,7 @@ fn combine<N: Size>(k: Vector<f32, N>, f: Vector<f32, N>, rest: Vector<f32, N>) 
     );
     let tail = f * f * r + rest;
     // ln 2 cut after 15 bits: exact times any exponent.
-    k * Vector::new(0.693_145_75f32) + (f + (tail + k * Vector::new(1.428_606_8e-6f32)))
+    k * Vector::new(0.693_145_75f32) + (f + (tail + hidden::<N>(k, 0xffff_0000u32) * Vector::new(1.428_606_8e-6f32)))
 }
 
 /// ln x. −∞ at ±0, NaN below.
@@ -67,9 +67,7 @@ pub fn log1p<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 #[cube]
 pub(super) fn log1p_finite<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let one = Vector::new(1.0f32);
-    let u = one + x;
-    let seen = u - one;
-    let c = (one - (u - seen)) + (x - seen);
+    let (u, c) = two_sum::<N>(one, x);
     let (shifted, m) = split::<N>(bits::<N>(u));
     // c 2⁻ᵏ in two factors, because 2⁻ᵏ is not normal for the largest k.
     let unscale = from_bits::<N>(Vector::new(0x4000_0000u32) - shifted);

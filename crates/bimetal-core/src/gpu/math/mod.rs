@@ -129,19 +129,25 @@ pub fn power_of_two<N: Size>(n: Vector<i32, N>) -> Vector<f32, N> {
     Vector::reinterpret((n + Vector::new(127i32)) << Vector::new(23i32))
 }
 
-/// a + b as (sum, rounding error), for |a| ≥ |b| or a = 0.
+/// x without the bits outside of `mask`. Shader compilers simplify (a + b) − a to b and n c + n d to n (c + d), as if
+/// numbers were real; they do not see through this.
+#[cube]
+pub fn hidden<N: Size>(x: Vector<f32, N>, #[comptime] mask: u32) -> Vector<f32, N> {
+    from_bits::<N>(bits::<N>(x) & Vector::new(u32::new(comptime!(mask as i64))))
+}
+
+/// a + b as (sum cut to 23 bits, rest), for |a| ≥ |b| or a = 0.
 #[cube]
 pub fn fast_two_sum<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>) -> (Vector<f32, N>, Vector<f32, N>) {
-    let sum = a + b;
+    let sum = hidden::<N>(a + b, 0xffff_fffeu32);
     (sum, b - (sum - a))
 }
 
-/// a + b as (sum, rounding error) (Knuth).
+/// a + b as (sum cut to 23 bits, rest).
 #[cube]
 pub fn two_sum<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>) -> (Vector<f32, N>, Vector<f32, N>) {
-    let sum = a + b;
-    let seen = sum - a;
-    (sum, (a - (sum - seen)) + (b - seen))
+    let larger = magnitude::<N>(a).greater_than(&magnitude::<N>(b));
+    fast_two_sum::<N>(select_many(larger, a, b), select_many(larger, b, a))
 }
 
 /// a · b as (product, rounding error). Without fused operations the factors are cut into halves of twelve bits, whose

@@ -52,9 +52,9 @@ fn reduce<N: Size>(x: Vector<f32, N>) -> (Vector<u32, N>, Vector<f32, N>) {
     let n = (limit::<N>(a, 0.0f32, COMMON) * Vector::new(f32::new(std::f32::consts::FRAC_2_PI))).round();
     // π/2 in parts of twelve bits and a rest.
     let r = a - n * Vector::new(1.570_312_5f32);
-    let r = r - n * Vector::new(4.837_513e-4f32);
-    let r = r - n * Vector::new(7.549_533_6e-8f32);
-    let r = r - n * Vector::new(2.563_344e-12f32);
+    let r = r - hidden::<N>(n, 0xffff_f000u32) * Vector::new(4.837_513e-4f32);
+    let r = r - hidden::<N>(n, 0xffff_f800u32) * Vector::new(7.549_533_6e-8f32);
+    let r = r - hidden::<N>(n, 0xffff_fc00u32) * Vector::new(2.563_344e-12f32);
     let mut quadrants = Vector::<u32, N>::cast_from(n);
     let mut rest = r;
     let mut any = 0u32;
