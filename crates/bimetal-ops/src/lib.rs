@@ -1,7 +1,10 @@
 //! The operations of bimetal: each kernel family in one folder, with its definition, f64 reference, CPU and GPU code,
 //! cases and tests.
 
+pub mod elementwise;
+mod pointwise;
 pub mod registry;
 pub mod softmax;
 
+pub use elementwise::*;
 pub use softmax::*;

@@ -45,7 +45,7 @@ pub fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
 /// M(t) = e^(t²/2) Φ(−t) at t = scale · a in \[0, 15\]: u P(u − centre) with u = 1/(1 + 0.29 t), because M falls like
 /// 1/t. The centre keeps the terms of P small, and with them its rounding errors.
 #[inline(always)]
-fn tail_ratio<S: Simd>(s: S, a: S::F, scale: f32) -> S::F {
+pub(super) fn tail_ratio<S: Simd>(s: S, a: S::F, scale: f32) -> S::F {
     const CENTRE: f32 = 0.578125;
     const P: [f32; 10] = [
         0.24318445,

@@ -7,7 +7,7 @@ use super::poly;
 use crate::cpu::simd::Simd;
 
 /// Below this, products with e^x underflow for every x that a function here multiplies it with.
-const LOWEST: f32 = -110.0;
+pub(super) const LOWEST: f32 = -110.0;
 
 /// −|x|, not below [`LOWEST`].
 #[inline(always)]
@@ -52,7 +52,7 @@ pub fn silu<S: Simd>(s: S, x: S::F) -> S::F {
 /// `plus / den` for x ≥ 0, `minus / den · 2ⁿ` below: the power of two is put on last, so that the
 /// quotient rounds once where it underflows.
 #[inline(always)]
-fn gate<S: Simd>(s: S, x: S::F, plus: S::F, minus: S::F, den: S::F, n: S::F) -> S::F {
+pub(super) fn gate<S: Simd>(s: S, x: S::F, plus: S::F, minus: S::F, den: S::F, n: S::F) -> S::F {
     let positive = s.ge(x, s.splat(0.0));
     let quotient = s.div(s.select(positive, plus, minus), den);
     s.select(positive, quotient, s.scale_pow2(quotient, n))
@@ -84,6 +84,14 @@ pub fn mish<S: Simd>(s: S, x: S::F) -> S::F {
 /// −1.8379). The exponent is kept in two floats, so the bound holds for negative x too.
 #[inline(always)]
 pub fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    let (a, p, n) = tanh_gate(s, x);
+    let den = s.add(s.splat(1.0), s.scale_pow2(p, n));
+    gate(s, x, x, s.neg(s.mul(a, p)), den, n)
+}
+
+/// (|x|, p, n) with e^−2|u| = p 2ⁿ for u of [`gelu_tanh`].
+#[inline(always)]
+pub(super) fn tanh_gate<S: Simd>(s: S, x: S::F) -> (S::F, S::F, S::F) {
     // 2u = x (A + B x²).
     const A: (f32, f32) = (1.595_769_2, -4.534_068e-8);
     const B: (f32, f32) = (0.071_354_814, 2.398_832_5e-9);
@@ -97,6 +105,5 @@ pub fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let (v, v_lo) = two_prod(s, a, c);
     let v_lo = s.fma(a, s.add(c_lo, t_lo), v_lo);
     let (p, n) = exp_parts(s, s.neg(v), Some(s.neg(v_lo)));
-    let den = s.add(s.splat(1.0), s.scale_pow2(p, n));
-    gate(s, x, x, s.neg(s.mul(a, p)), den, n)
+    (a, p, n)
 }
