@@ -2,9 +2,13 @@
 //! cases and tests.
 
 pub mod elementwise;
+pub mod normalization;
 mod pointwise;
+pub mod reduction;
 pub mod registry;
 pub mod softmax;
 
 pub use elementwise::*;
+pub use normalization::*;
+pub use reduction::*;
 pub use softmax::*;
