@@ -12,7 +12,7 @@ use half::{bf16, f16};
 
 /// Vectors in a block of the statistics: each of four accumulators adds this many quarters in f32 before the block's
 /// sums go on in f64, and 8 KiB of a row stay in the L1 cache between the two passes.
-const BLOCK_VECTORS: usize = 128;
+pub(crate) const BLOCK_VECTORS: usize = 128;
 
 /// Longest row of `x + residual` that is kept in f32 between its two passes: 256 KiB.
 const KEPT: usize = 64 << 10;
@@ -131,7 +131,13 @@ impl Scaling {
     pub(crate) fn of(moments: Moments, eps: f32) -> Self {
         let mean = moments.mean as f32;
         let lost = (moments.mean - f64::from(mean)) as f32;
-        Self { mean, lost, rstd: (1.0 / (moments.squares / moments.count + f64::from(eps)).sqrt()) as f32 }
+        Self { mean, lost, ..Self::without_mean(moments.squares / moments.count, eps) }
+    }
+
+    /// From the mean of a row's squares.
+    #[inline(always)]
+    pub(crate) fn without_mean(squares: f64, eps: f32) -> Self {
+        Self { mean: 0.0, lost: 0.0, rstd: (1.0 / (squares + f64::from(eps)).sqrt()) as f32 }
     }
 }
 
@@ -145,8 +151,7 @@ pub(crate) fn scaling<S: Simd, E: Element>(s: S, x: &[E], centers: bool, eps: f3
         let [sum] = sums(s, block, Squares);
         squares += f64::from(sum);
     }
-    let rstd = 1.0 / (squares / x.len() as f64 + f64::from(eps)).sqrt();
-    Scaling { mean: 0.0, lost: 0.0, rstd: rstd as f32 }
+    Scaling::without_mean(squares / x.len() as f64, eps)
 }
 
 /// Count, mean and sum of squared deviations of some values.
@@ -158,6 +163,15 @@ pub(crate) struct Moments {
 }
 
 impl Moments {
+    /// From the sums of the deviations from about the mean, and of their squares.
+    #[inline(always)]
+    pub(crate) fn about(count: f64, center: f32, first: f64, second: f64) -> Self {
+        let squares = second - first * first / count;
+        // A comparison keeps NaN, which `max` would drop.
+        let squares = if squares < 0.0 { 0.0 } else { squares };
+        Self { count, mean: f64::from(center) + first / count, squares }
+    }
+
     /// The moments of these values and the others together (Chan, Golub and LeVeque, 1979).
     #[inline(always)]
     pub(crate) fn merge(self, other: Self) -> Self {
@@ -184,11 +198,7 @@ pub(crate) fn moments<S: Simd, E: Element>(s: S, x: &[E]) -> Moments {
         let [sum] = sums(s, block, Itself);
         let mean = (f64::from(sum) / count) as f32;
         let [first, second] = sums(s, block, Deviations(s.splat(mean)));
-        let (first, second) = (f64::from(first), f64::from(second));
-        let squares = second - first * first / count;
-        // A comparison keeps NaN, which `max` would drop.
-        let squares = if squares < 0.0 { 0.0 } else { squares };
-        all = all.merge(Moments { count, mean: f64::from(mean) + first / count, squares });
+        all = all.merge(Moments::about(count, mean, f64::from(first), f64::from(second)));
     }
     all
 }

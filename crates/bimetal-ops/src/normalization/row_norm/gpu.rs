@@ -2,7 +2,7 @@
 //! in chunks, whose moments a second launch puts together.
 
 use super::{Arguments, RowNorm, row_length};
-use bimetal_core::gpu::kernel::{address_type, cube_sum, row_vector, vector_sum};
+use bimetal_core::gpu::kernel::{address_type, row_vector, vector_sum};
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -185,10 +185,39 @@ fn long_rows(gpu: &Gpu, eps: f32, form: Form, buffers: &Buffers<'_>, shape: Rows
     Ok(())
 }
 
-/// The sum over the units that share a row.
+/// Replaces each of a unit's `count` values by its sum over the units that share a row: those of a plane, or all of the
+/// cube, which must all call it. `scratch` holds `count` values for each plane.
 #[cube]
-fn row_sum(value: f32, scratch: &mut Shared<[f32]>, #[comptime] by_plane: bool) -> f32 {
-    if comptime!(by_plane) { plane_sum(value) } else { cube_sum(value, scratch) }
+pub(crate) fn row_sums(
+    values: &mut Array<f32>,
+    scratch: &mut Shared<[f32]>,
+    #[comptime] count: usize,
+    #[comptime] by_plane: bool,
+) {
+    if comptime!(by_plane) {
+        #[unroll]
+        for j in 0..count {
+            values[j] = plane_sum(values[j]);
+        }
+    } else {
+        let plane = (UNIT_POS / PLANE_DIM) as usize;
+        sync_cube();
+        #[unroll]
+        for j in 0..count {
+            let partial = plane_sum(values[j]);
+            if UNIT_POS_PLANE == 0 {
+                scratch[plane * count + j] = partial;
+            }
+            values[j] = 0.0f32;
+        }
+        sync_cube();
+        for i in 0..CUBE_DIM.div_ceil(PLANE_DIM) {
+            #[unroll]
+            for j in 0..count {
+                values[j] += scratch[i as usize * count + j];
+            }
+        }
+    }
 }
 
 /// Loads a unit's vectors of a row (those past its end are zeros), adds the residual and stores the sum as `h`; returns
@@ -233,35 +262,33 @@ fn load_row<F: Float, N: Size>(
     sum
 }
 
-/// Turns a unit's vectors into deviations from `mean`; returns the sum of these, and of their squares in `squares`.
+/// Turns a unit's vectors into deviations from `mean`; adds these up in `sums[0]` and their squares in `sums[1]`.
 #[cube]
 fn deviate<N: Size>(
     values: &mut Array<Vector<f32, N>>,
-    squares: &mut f32,
+    sums: &mut Array<f32>,
     mean: f32,
     first: u32,
     step: u32,
     end: u32,
     #[comptime] held: usize,
-) -> f32 {
-    let mut sum = 0.0f32;
-    let mut of_squares = 0.0f32;
+) {
+    sums[0] = 0.0f32;
+    sums[1] = 0.0f32;
     #[unroll]
     for i in 0..held {
         if first + i as u32 * step < end {
             let d = values[i] - Vector::new(mean);
             values[i] = d;
-            sum += vector_sum(d);
-            of_squares += vector_sum(d * d);
+            sums[0] += vector_sum(d);
+            sums[1] += vector_sum(d * d);
         }
     }
-    *squares = of_squares;
-    sum
 }
 
 /// What is left of the sum of squared deviations when their mean `lost` is taken off; never negative, NaN if it was.
 #[cube]
-fn centered_squares(squares: f32, lost: f32, count: f32) -> f32 {
+pub(crate) fn centered_squares(squares: f32, lost: f32, count: f32) -> f32 {
     let left = squares - lost * lost * count;
     select(left < 0.0f32, 0.0f32, left)
 }
@@ -299,7 +326,7 @@ fn row_in_registers<F: Float, N: Size>(
     #[comptime] planes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(planes);
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(2 * planes));
     let mut first = UNIT_POS;
     let mut step = CUBE_DIM;
     let mut at_once = 1u32;
@@ -332,15 +359,16 @@ fn row_in_registers<F: Float, N: Size>(
         let stores = wanted < rows;
         let start = min(wanted, rows - 1) * vectors as usize;
         let mut values = Array::<Vector<f32, N>>::new(held);
-        let sum = load_row(x, residual, h, &mut values, start, first, step, vectors, stores, held, form);
-        let total = row_sum(sum, &mut scratch, form.by_plane);
+        let mut sums = Array::<f32>::new(2usize);
+        sums[0] = load_row(x, residual, h, &mut values, start, first, step, vectors, stores, held, form);
+        row_sums(&mut sums, &mut scratch, 1usize, form.by_plane);
         let mut lost = 0.0f32;
-        let mut squares = total;
+        let mut squares = sums[0];
         if comptime!(form.centers) {
-            let mut of_squares = 0.0f32;
-            let deviation = deviate(&mut values, &mut of_squares, total / count, first, step, vectors, held);
-            lost = row_sum(deviation, &mut scratch, form.by_plane) / count;
-            squares = centered_squares(row_sum(of_squares, &mut scratch, form.by_plane), lost, count);
+            deviate(&mut values, &mut sums, squares / count, first, step, vectors, held);
+            row_sums(&mut sums, &mut scratch, 2usize, form.by_plane);
+            lost = sums[0] / count;
+            squares = centered_squares(sums[1], lost, count);
         }
         let rstd = 1.0f32 / (squares / count + eps).sqrt();
         #[unroll]
@@ -377,7 +405,7 @@ fn chunk_moments<F: Float, N: Size>(
     #[comptime] planes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(planes);
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(2 * planes));
     let position = min(CUBE_POS, total - 1);
     let start = position / chunks as usize * vectors as usize;
     let chunk = held as u32 * CUBE_DIM;
@@ -386,17 +414,19 @@ fn chunk_moments<F: Float, N: Size>(
     let first = begin + UNIT_POS;
     let mut values = Array::<Vector<f32, N>>::new(held);
     let stores = CUBE_POS < total;
-    let sum = load_row(x, residual, h, &mut values, start, first, CUBE_DIM, end, stores, held, form);
-    let mut squares = cube_sum(sum, &mut scratch);
+    let mut sums = Array::<f32>::new(2usize);
+    sums[0] = load_row(x, residual, h, &mut values, start, first, CUBE_DIM, end, stores, held, form);
+    row_sums(&mut sums, &mut scratch, 1usize, false);
+    let mut squares = sums[0];
     let mut mean = 0.0f32;
     let mut lost = 0.0f32;
     if comptime!(form.centers) {
         let count = ((end - begin) * N::value() as u32) as f32;
         mean = squares / count;
-        let mut of_squares = 0.0f32;
-        let deviation = deviate(&mut values, &mut of_squares, mean, first, CUBE_DIM, end, held);
-        lost = cube_sum(deviation, &mut scratch) / count;
-        squares = centered_squares(cube_sum(of_squares, &mut scratch), lost, count);
+        deviate(&mut values, &mut sums, mean, first, CUBE_DIM, end, held);
+        row_sums(&mut sums, &mut scratch, 2usize, false);
+        lost = sums[0] / count;
+        squares = centered_squares(sums[1], lost, count);
     }
     if UNIT_POS == 0 && stores {
         moments[3 * position] = mean;
@@ -421,37 +451,40 @@ fn normalize_chunks<F: Float, N: Size>(
     #[comptime] planes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(planes);
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(2 * planes));
     let position = min(CUBE_POS, total - 1);
     let row = position / chunks as usize;
     let chunk = held as u32 * CUBE_DIM;
     let count = vectors as f32 * N::value() as f32;
     let mut mean = 0.0f32;
     let mut lost = 0.0f32;
+    let mut sums = Array::<f32>::new(2usize);
     if comptime!(form.centers) {
-        let mut sum = 0.0f32;
+        sums[0] = 0.0f32;
         let mut i = UNIT_POS;
         while i < chunks {
             let size = ((min((i + 1) * chunk, vectors) - i * chunk) * N::value() as u32) as f32;
-            sum += moments[3 * (row * chunks as usize + i as usize)] * (size / count);
+            sums[0] += moments[3 * (row * chunks as usize + i as usize)] * (size / count);
             i += CUBE_DIM;
         }
-        mean = cube_sum(sum, &mut scratch);
+        row_sums(&mut sums, &mut scratch, 1usize, false);
+        mean = sums[0];
     }
-    let mut deviation = 0.0f32;
-    let mut of_squares = 0.0f32;
+    sums[0] = 0.0f32;
+    sums[1] = 0.0f32;
     let mut i = UNIT_POS;
     while i < chunks {
         let at = 3 * (row * chunks as usize + i as usize);
         let size = ((min((i + 1) * chunk, vectors) - i * chunk) * N::value() as u32) as f32;
         let d = (moments[at] - mean) + moments[at + 1];
-        deviation += d * size;
-        of_squares += moments[at + 2] + d * d * size;
+        sums[0] += d * size;
+        sums[1] += moments[at + 2] + d * d * size;
         i += CUBE_DIM;
     }
-    let mut squares = cube_sum(of_squares, &mut scratch);
+    row_sums(&mut sums, &mut scratch, 2usize, false);
+    let mut squares = sums[1];
     if comptime!(form.centers) {
-        lost = cube_sum(deviation, &mut scratch) / count;
+        lost = sums[0] / count;
         squares = centered_squares(squares, lost, count);
     }
     let rstd = 1.0f32 / (squares / count + eps).sqrt();
