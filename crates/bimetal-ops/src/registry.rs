@@ -37,7 +37,7 @@ macro_rules! domains {
     };
 }
 
-domains!(elementwise, softmax);
+domains!(activation, elementwise, softmax);
 
 /// Every operation with its domain.
 pub fn ops() -> impl Iterator<Item = (&'static Domain, &'static dyn Definition)> {
