@@ -1,7 +1,7 @@
 //! Group norm and its gradients: each sample's channels in groups, `y = (x − mean)·rstd·weight + bias` with the statistics
 //! of a group and the parameters of a channel.
 
-mod cpu;
+pub(crate) mod cpu;
 mod gpu;
 mod reference;
 
