@@ -13,8 +13,11 @@ const FLAGS: &[&str] = &[
     "-fsyntax-only",
     "-ferror-limit=5",
     "-Werror",
+    "--target=aarch64-linux-gnu",
+    "-nostdinc",
     "-Wno-unknown-attributes",
-    "-Wno-c++17-extensions",
+    // `constant` implies `const` in Metal.
+    "-Wno-duplicate-decl-specifier",
 ];
 
 /// Whether clang is installed.

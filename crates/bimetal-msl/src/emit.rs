@@ -1,6 +1,6 @@
 //! Walks the registry: every case of every operation, under every dtype, is launched on the recording GPU.
 
-use crate::recorder::{self, Kernel, Log};
+use crate::recorder::{self, Kernel, Recorded};
 use crate::{DEVICE, connect};
 use bimetal_core::op::{Case, run_into};
 use bimetal_core::{DType, Error, Gpu, Tensor};
@@ -45,7 +45,7 @@ pub fn all() -> Emission {
 impl Emission {
     fn add(&mut self, gpu: &Gpu, op: &'static str, case: &Case, dtype: DType) -> Result<(), String> {
         let run = catch_unwind(AssertUnwindSafe(|| launch(case, dtype)));
-        let log = recorder::take(gpu.client())?;
+        let launches = recorder::take(gpu.client())?;
         let elements = match run {
             Ok(Ok(elements)) => elements,
             Ok(Err(Error::Unavailable { reason, .. })) if reason.contains(&format!("no {dtype} storage")) => {
@@ -55,14 +55,14 @@ impl Emission {
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => return Err("the host side of the launch panicked".into()),
         };
-        if log.launches.is_empty() && elements > 0 {
+        if launches.is_empty() && elements > 0 {
             return Err("nothing was launched".into());
         }
-        self.keep(op, log)
+        self.keep(op, launches)
     }
 
-    fn keep(&mut self, op: &'static str, log: Log) -> Result<(), String> {
-        for launch in log.launches {
+    fn keep(&mut self, op: &'static str, launches: Vec<Recorded>) -> Result<(), String> {
+        for launch in launches {
             let kernel = launch?;
             self.launches += 1;
             self.operations.insert(op);

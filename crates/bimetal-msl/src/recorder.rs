@@ -37,24 +37,18 @@ pub struct Kernel {
     pub source: String,
 }
 
-/// What the server was asked to do since the last [`take`].
-#[derive(Debug, Default)]
-pub struct Log {
-    /// One entry for each launch, in order; launches of the same kernel share it.
-    pub launches: Vec<Result<Arc<Kernel>, String>>,
-    /// Bytes that were asked back. Nothing ran, so they are zeros.
-    pub bytes_read: usize,
-}
+/// A launched kernel, or why Metal cannot have it. Launches of the same kernel share it.
+pub type Recorded = Result<Arc<Kernel>, String>;
 
-static LOG: Mutex<Log> = Mutex::new(Log { launches: Vec::new(), bytes_read: 0 });
+static LAUNCHES: Mutex<Vec<Recorded>> = Mutex::new(Vec::new());
 
-/// Waits for the client's launches and takes what they left.
+/// Waits for the client and takes the launches since the last call, in order.
 ///
 /// # Errors
 /// A device thread that died.
-pub fn take(client: &Client) -> Result<Log, String> {
+pub fn take(client: &Client) -> Result<Vec<Recorded>, String> {
     cubecl::future::block_on(client.sync()).map_err(|e| e.to_string())?;
-    Ok(std::mem::take(&mut *LOG.lock().unwrap_or_else(PoisonError::into_inner)))
+    Ok(std::mem::take(&mut *LAUNCHES.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 /// The recording server.
@@ -69,7 +63,10 @@ impl Recorder {
         if let CubeCount::Static(x, y, z) = count {
             let (max_x, max_y, max_z) = self.utilities.properties.hardware.max_cube_count;
             if *x > max_x || *y > max_y || *z > max_z {
-                return Err(format!("{} cubes are more than the device takes", [*x, *y, *z].map(|n| n.to_string()).join("×")));
+                return Err(format!(
+                    "{} cubes are more than the device takes",
+                    [*x, *y, *z].map(|n| n.to_string()).join("×")
+                ));
             }
         }
         let bindings = args.resources.len() + usize::from(!args.info.data.is_empty());
@@ -94,9 +91,8 @@ impl Recorder {
             return Err(format!("{units} units in a cube, {} is the limit", hardware.max_units_per_cube));
         }
         let definition = define_kernel(kernel).map_err(|e| e.to_string())?;
-        let msl = MslCompiler::default()
-            .compile(definition, &CompilationOptions::default())
-            .map_err(|e| e.to_string())?;
+        let msl =
+            MslCompiler::default().compile(definition, &CompilationOptions::default()).map_err(|e| e.to_string())?;
         if msl.shared_memory_size > hardware.max_shared_memory_size {
             let (got, most) = (msl.shared_memory_size, hardware.max_shared_memory_size);
             return Err(format!("{got} bytes of shared memory, {most} is the limit"));
@@ -104,8 +100,6 @@ impl Recorder {
         Ok(Arc::new(Kernel { name: id.short_name(), source: msl.source }))
     }
 }
-
-type Recorded = Result<Arc<Kernel>, String>;
 
 impl DeviceService for Recorder {
     fn init(device: DeviceId) -> Self {
@@ -143,7 +137,6 @@ impl Server for Recorder {
     fn read(&mut self, wanted: Vec<CopyDescriptor>, _: StreamId) -> DynFut<Result<Vec<Bytes>, ServerError>> {
         let sizes = wanted.iter().map(|d| d.shape.iter().product::<usize>() * d.elem_size);
         let zeros: Vec<_> = sizes.map(|n| Bytes::from_bytes_vec(vec![0; n])).collect();
-        LOG.lock().unwrap_or_else(PoisonError::into_inner).bytes_read += zeros.iter().map(|b| b.len()).sum::<usize>();
         Box::pin(async move { Ok(zeros) })
     }
 
@@ -166,7 +159,7 @@ impl Server for Recorder {
         _: LaunchMode,
     ) {
         let recorded = self.record(kernel, &count, &args);
-        LOG.lock().unwrap_or_else(PoisonError::into_inner).launches.push(recorded);
+        LAUNCHES.lock().unwrap_or_else(PoisonError::into_inner).push(recorded);
     }
 
     fn flush(&mut self, _: StreamId) -> Result<(), ServerError> {
@@ -241,9 +234,8 @@ impl MemoryLayoutPolicy for Packed {
         stream: StreamId,
         wanted: &[MemoryLayoutDescriptor],
     ) -> (Handle, Vec<MemoryLayout>) {
-        let padded = |d: &MemoryLayoutDescriptor| {
-            (d.shape.iter().product::<usize>() * d.elem_size).next_multiple_of(256) as u64
-        };
+        let padded =
+            |d: &MemoryLayoutDescriptor| (d.shape.iter().product::<usize>() * d.elem_size).next_multiple_of(256) as u64;
         let total: u64 = wanted.iter().map(padded).sum();
         let base = Handle::new(service, stream, total);
         let mut start = 0;
