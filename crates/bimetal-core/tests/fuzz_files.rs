@@ -174,9 +174,38 @@ const NUMBERS: [u64; 16] = [
 ];
 
 const WORDS: [&[u8]; 32] = [
-    b"F32", b"F4", b"BOOL", b"U8", b"F6_E2M3", b"'<f4'", b"'>f8'", b"'|b1'", b"'|u1'", b"True", b"False", b"(", b")",
-    b"{", b"}", b"[", b"]", b",", b":", b"\"", b"'", b"__metadata__", b"-1", b"1e999", b"\\u0000", b"\xff\xfe", b"\0",
-    b"18446744073709551616", b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06",
+    b"F32",
+    b"F4",
+    b"BOOL",
+    b"U8",
+    b"F6_E2M3",
+    b"'<f4'",
+    b"'>f8'",
+    b"'|b1'",
+    b"'|u1'",
+    b"True",
+    b"False",
+    b"(",
+    b")",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b"\"",
+    b"'",
+    b"__metadata__",
+    b"-1",
+    b"1e999",
+    b"\\u0000",
+    b"\xff\xfe",
+    b"\0",
+    b"18446744073709551616",
+    b"PK\x01\x02",
+    b"PK\x03\x04",
+    b"PK\x05\x06",
+    b"PK\x06\x06",
 ];
 
 /// A number in the bytes' own notation.
@@ -337,7 +366,12 @@ fn every_parser_answers_whatever_the_file() {
     }
     println!("{iteration} executions in {:.1} s, slowest {slowest:?}", start.elapsed().as_secs_f64());
     for (i, format) in Format::ALL.iter().enumerate() {
-        println!("{format:?}: {}, of which {} accepted; {:.0}% of the memory bound", runs[i], accepted[i], most[i] * 100.0);
+        println!(
+            "{format:?}: {}, of which {} accepted; {:.0}% of the memory bound",
+            runs[i],
+            accepted[i],
+            most[i] * 100.0
+        );
     }
     assert!(accepted.iter().all(|&n| n > 0), "no mutated file was accepted: the mutations are too coarse");
 }
