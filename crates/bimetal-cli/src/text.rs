@@ -29,13 +29,23 @@ pub fn table(header: &[&str]) -> Table {
 
 /// A time in seconds with three digits and a unit.
 pub fn seconds(s: f64) -> String {
-    let (value, unit) = match s {
+    let (value, unit) = split(s);
+    format!("{} {unit}", digits(value))
+}
+
+fn split(s: f64) -> (f64, &'static str) {
+    match s {
         s if s < 1e-6 => (s * 1e9, "ns"),
         s if s < 1e-3 => (s * 1e6, "µs"),
         s if s < 1.0 => (s * 1e3, "ms"),
         s => (s, "s"),
-    };
-    format!("{} {unit}", digits(value))
+    }
+}
+
+/// A power of ten of seconds, for an axis.
+pub fn seconds_short(s: f64) -> String {
+    let (value, unit) = split(s * 1.000_001);
+    format!("{value:.0} {unit}")
 }
 
 /// Three significant digits.
@@ -123,6 +133,7 @@ mod tests {
     fn figures_have_three_digits() {
         assert_eq!(seconds(1.234_5e-5), "12.3 µs");
         assert_eq!(seconds(0.5), "500 ms");
+        assert_eq!([1e-5, 1e-3, 0.1, 1.0].map(seconds_short), ["10 µs", "1 ms", "100 ms", "1 s"]);
         assert_eq!(bytes(40_000_000), "38.1 MiB");
         assert_eq!(bytes(7), "7 B");
     }

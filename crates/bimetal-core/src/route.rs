@@ -4,6 +4,7 @@
 //! The figures come from the calibration file; without one, or without a hardware GPU, everything runs on the CPU.
 
 use crate::calibrate::{Calibration, Rates, Record};
+use crate::cpu::parallel;
 use crate::op::{Cost, Op};
 use crate::{Device, Gpu, Result, Spec, Tensor, gpu};
 use arrayvec::ArrayVec;
@@ -29,7 +30,9 @@ impl Estimate {
     fn on_cpu(rates: &Rates, cost: Cost) -> Self {
         let memory = if cost.bytes <= rates.cache_bytes { rates.cache_bytes_per_s } else { rates.memory_bytes_per_s };
         let work_s = (cost.bytes as f64 / memory).max(cost.flops as f64 / rates.flops_per_s);
-        Self { device: Device::Cpu, launch_s: rates.launch_s, transfer_s: 0.0, work_s }
+        // Less work than this stays on the calling thread.
+        let launch_s = if cost.bytes < 2 * parallel::BYTES_PER_THREAD as u64 { 0.0 } else { rates.launch_s };
+        Self { device: Device::Cpu, launch_s, transfer_s: 0.0, work_s }
     }
 
     fn on_gpu(device: Device, rates: &Rates, cost: Cost, bytes_in: u64, bytes_out: u64) -> Self {
@@ -126,7 +129,8 @@ impl Table {
             let gpu = Estimate::on_gpu(candidate.device, &candidate.record.rates, cost, bytes_in, bytes_out);
             let best = decision.gpu.is_none_or(|best| gpu.total_s() < best.total_s());
             if best && candidate.holds(bytes_in, bytes_out) {
-                let wins = gpu.total_s() * MARGIN < cpu.total_s();
+                // Work that is over before a GPU has answered stays, however the CPU's launch was measured.
+                let wins = cpu.work_s > gpu.launch_s && gpu.total_s() * MARGIN < cpu.total_s();
                 if wins && !candidate.is_present() {
                     continue;
                 }

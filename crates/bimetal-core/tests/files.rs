@@ -219,7 +219,10 @@ fn safetensors_round_trip_every_dtype_and_align_it() {
     let borrowed: Vec<_> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let scratch = Scratch::new("all.safetensors");
     safetensors::write(&scratch.0, &borrowed, &[("b", "2"), ("a", "\u{1f4a9}")]).unwrap();
-    assert_eq!(std::fs::read(&scratch.0).unwrap(), safetensors::to_bytes(&borrowed, &[("a", "\u{1f4a9}"), ("b", "2")]).unwrap());
+    assert_eq!(
+        std::fs::read(&scratch.0).unwrap(),
+        safetensors::to_bytes(&borrowed, &[("a", "\u{1f4a9}"), ("b", "2")]).unwrap()
+    );
     // SAFETY: only this test knows the file, and leaves it alone.
     let archive = unsafe { Archive::map(&scratch.0) }.unwrap();
     assert_eq!(archive.metadata()["a"], "\u{1f4a9}");
@@ -279,7 +282,9 @@ fn safetensors_headers_that_lie_are_errors() {
     ] {
         let short = &text[..text.len().min(120)];
         match Archive::from_bytes(archive(&text, data)) {
-            Err(Error::Format { format: "safetensors", reason }) => assert!(reason.contains(phrase), "{short}: {reason}"),
+            Err(Error::Format { format: "safetensors", reason }) => {
+                assert!(reason.contains(phrase), "{short}: {reason}")
+            }
             other => panic!("{short}: {other:?}"),
         }
     }

@@ -4,7 +4,7 @@ use crate::peers::Peers;
 use crate::text;
 use anyhow::Result;
 use bimetal::DeviceInfo;
-use bimetal_core::calibrate::{self, Rates};
+use bimetal_core::calibrate::{self, Calibration, Rates};
 use bimetal_core::cpu::parallel;
 use bimetal_core::cpu::simd::Level;
 
@@ -30,8 +30,13 @@ impl Machine {
     /// A device that fails.
     pub fn measure(devices: &[DeviceInfo], seed: u64, peers: &Peers) -> Result<Self> {
         let mut roofs = Vec::new();
+        let kept = Calibration::load().unwrap_or_default();
         for info in devices {
-            let rates = calibrate::measure(info.device)?.rates;
+            let mut rates = calibrate::measure(info.device)?.rates;
+            // A limit is what the undisturbed machine reaches: an earlier and higher measurement counts.
+            if let Some(earlier) = kept.of(info) {
+                rates.raise(&earlier.rates);
+            }
             roofs.push(Roof { info: info.clone(), rates });
         }
         let cpu = bimetal::devices().0.swap_remove(0);
@@ -45,6 +50,7 @@ impl Machine {
                 format!("{} of {} cores, {}", parallel::threads(), cpu.cores.unwrap_or(0), Level::current()),
             ),
         ];
+        lines.extend(load().map(|load| ("Load at the start".into(), load)));
         for roof in &roofs {
             lines.push((format!("Limits of {}", roof.info.device), limits(roof)));
         }
@@ -52,6 +58,14 @@ impl Machine {
         lines.push(("Seed".into(), seed.to_string()));
         Ok(Self { lines, roofs })
     }
+}
+
+/// How busy the machine was with other things in the minute before, where the system says.
+fn load() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    let busy: f64 = text.split(' ').next()?.parse().ok()?;
+    let warning = if busy > 1.0 { ": other programs disturb the times" } else { "" };
+    Some(format!("{busy:.1} runnable threads{warning}"))
 }
 
 fn profile() -> &'static str {

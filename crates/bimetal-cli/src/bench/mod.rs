@@ -8,9 +8,11 @@ mod status;
 pub mod timing;
 pub mod work;
 
-pub use machine::{Machine, Roof};
+pub use machine::Machine;
+#[cfg(test)]
+pub use machine::Roof;
 pub use row::Row;
-pub use status::{Summary, Verdict, summaries, verdict};
+pub use status::{Summary, summaries, verdict};
 
 use crate::interrupt::{self, stopped};
 use crate::peers::Peers;

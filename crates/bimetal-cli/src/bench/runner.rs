@@ -176,3 +176,83 @@ fn finish(row: &mut Row, roof: &Roof, samples: &[f64]) {
 fn text(error: bimetal::Error) -> String {
     error.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::work;
+    use super::*;
+    use bimetal::{DType, Spec};
+    use bimetal_core::calibrate::Rates;
+    use bimetal_core::op::{Fill, Input, Op, Peer, Role, Specs, Tolerance, Values};
+
+    /// y = 2x, which multiplies by `factor` instead.
+    struct Doubled {
+        factor: f32,
+    }
+
+    impl Op for Doubled {
+        fn name(&self) -> &'static str {
+            "doubled"
+        }
+        fn outputs(&self, inputs: &[&Spec]) -> bimetal::Result<Specs> {
+            Ok(inputs.iter().map(|s| (*s).clone()).collect())
+        }
+        fn cost(&self, inputs: &[&Spec]) -> Cost {
+            Cost { bytes: 2 * inputs[0].bytes() as u64, flops: inputs[0].numel() as u64 }
+        }
+        fn tolerance(&self, _: &[&Spec]) -> Tolerance {
+            Tolerance::EXACT
+        }
+        fn reference(&self, inputs: &[Values]) -> Vec<Expected> {
+            vec![Expected::exact(inputs[0].data.iter().map(|x| 2.0 * x).collect())]
+        }
+        fn cpu(&self, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> bimetal::Result<()> {
+            let (x, y) = (inputs[0].as_slice::<f32>()?, outputs[0].as_mut_slice::<f32>()?);
+            x.iter().zip(y).for_each(|(x, y)| *y = self.factor * x);
+            Ok(())
+        }
+        fn gpu(&self, _: &Gpu, _: &[&Tensor], _: &mut [&mut Tensor]) -> bimetal::Result<()> {
+            Err(bimetal::Error::argument("doubled", "device", "the CPU"))
+        }
+        fn peer(&self, _: &[&Spec]) -> Peer {
+            Peer::default()
+        }
+    }
+
+    fn timed(factor: f32) -> Row {
+        let case = Case::new(Doubled { factor }, vec![Input::new(&[1000], Fill::Normal)], Role::Bench);
+        let unit = Unit { domain: "test", op: "doubled", case, dtype: DType::F32 };
+        let ready = work::prepare(std::slice::from_ref(&unit), 1).remove(0);
+        let rates = Rates {
+            launch_s: 1e-6,
+            sync_s: 1e-6,
+            memory_bytes_per_s: 1e10,
+            cache_bytes_per_s: 1e11,
+            cache_bytes: 32 << 20,
+            flops_per_s: 1e11,
+            upload_bytes_per_s: None,
+            download_bytes_per_s: None,
+        };
+        let roof = Roof { info: bimetal::devices().0.remove(0), rates };
+        let mut peers = Peers::start(&[], 1).unwrap();
+        row(&unit, &ready, &roof, &mut peers, 0.01)
+    }
+
+    #[test]
+    fn a_right_operation_has_a_time() {
+        let row = timed(2.0);
+        assert!(row.ok && row.cached && row.error == Some(0.0), "{row:?}");
+        assert!(row.median_s.unwrap() >= row.min_s.unwrap() && row.samples >= TURNS * LEAST);
+        let share = row.roofline.unwrap() * row.median_s.unwrap();
+        assert!((share - 8000.0 / 1e10).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_wrong_operation_has_none() {
+        let row = timed(2.0001);
+        assert!(!row.ok && row.skipped.is_none());
+        assert!(row.median_s.is_none() && row.min_s.is_none() && row.gbs.is_none() && row.roofline.is_none());
+        assert!(row.error.unwrap() > row.tolerance.unwrap());
+        assert!(row.notes[0].contains("exactly"), "{:?}", row.notes);
+    }
+}

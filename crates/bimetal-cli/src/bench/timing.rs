@@ -13,6 +13,9 @@ pub const CPU_SAMPLE_S: f64 = 0.5e-3;
 /// Shortest sample on a GPU, in seconds: the wait at its end, 20 to 90 µs, is a few percent of it at most.
 pub const GPU_SAMPLE_S: f64 = 2e-3;
 
+/// Time after which a turn ends with fewer samples than it should have, in seconds.
+const PATIENCE_S: f64 = 0.5;
+
 /// Most calls in a sample.
 const MOST_CALLS: usize = 100_000;
 
@@ -69,15 +72,17 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Adds samples to `into` for about `seconds`, at least `least`.
+    /// Adds samples to `into` for about `seconds`, at least `least`; of calls that take seconds, one may be enough.
     ///
     /// # Errors
     /// A run that fails.
     pub fn sample(&mut self, seconds: f64, least: usize, into: &mut Vec<f64>) -> Result<()> {
         let start = Instant::now();
         let mut taken = 0;
-        while taken < least || start.elapsed().as_secs_f64() < seconds {
-            if stopped() {
+        loop {
+            let elapsed = start.elapsed().as_secs_f64();
+            let enough = taken >= least || (taken > 0 && elapsed > PATIENCE_S);
+            if stopped() || (enough && elapsed >= seconds) {
                 break;
             }
             into.push(self.time(self.calls)?);
@@ -106,11 +111,12 @@ impl<'a> Runner<'a> {
     fn time(&mut self, calls: usize) -> Result<f64> {
         let start = Instant::now();
         for _ in 0..calls {
-            let set = &mut self.sets[self.next];
+            let at = self.next;
+            self.next = (at + 1) % self.sets.len();
+            let set = &mut self.sets[at];
             let inputs: ArrayVec<&Tensor, 8> = set.inputs.iter().collect();
             let mut outputs: ArrayVec<&mut Tensor, 4> = set.outputs.iter_mut().collect();
             op::run_here(self.op, &inputs, &mut outputs)?;
-            self.next = (self.next + 1) % self.sets.len();
         }
         if let Some(gpu) = self.gpu {
             gpu.sync()?;

@@ -88,6 +88,9 @@ fn cells(report: &Report, domain: &str) -> Cells {
             .map(String::from)
             .to_vec();
     header.extend(peers.iter().map(|p| p.to_string()));
+    if report.machine.roofs.len() > 1 {
+        header.push("other devices".into());
+    }
     header.push("verdict".into());
     let rows = report.rows.iter().filter(|row| row.domain == domain).map(|row| {
         let verdict = verdict(row, &report.rows);
@@ -106,6 +109,9 @@ fn cells(report: &Report, domain: &str) -> Cells {
             error(row),
         ];
         cells.extend(peers.iter().map(|&p| row.peers.get(p).map_or("-".into(), |&t| text::seconds(t))));
+        if report.machine.roofs.len() > 1 {
+            cells.push(others(row, &report.rows));
+        }
         let words = match (&row.skipped, verdict) {
             (Some(why), _) => format!("skipped: {why}"),
             (None, _) if !row.ok => row.notes.first().cloned().unwrap_or_default(),
@@ -116,6 +122,14 @@ fn cells(report: &Report, domain: &str) -> Cells {
         cells
     });
     Cells { rows: rows.collect(), header }
+}
+
+/// How many times the row's time the other devices take for the same case.
+fn others(row: &Row, rows: &[Row]) -> String {
+    let Some(ours) = row.median_s else { return "-".into() };
+    let same = rows.iter().filter(|other| other.device != row.device && other.same_case(row));
+    let ratios = same.filter_map(|other| Some(format!("{} {}×", other.device, text::digits(other.median_s? / ours))));
+    ratios.collect::<Vec<_>>().join(", ")
 }
 
 /// The error with a ✓ or ✗ and what was allowed.
@@ -142,8 +156,8 @@ fn row_notes(report: &Report) -> Vec<String> {
 /// What the columns mean.
 const LEGEND: &str = "Times are medians of samples, each the mean of many calls with outputs preallocated; ± is half \
     the distance between the quartiles. GB/s and GFLOP/s count the fewest bytes and the operations that the work takes. \
-    roofline is the share of the limit max(bytes / copy bandwidth, operations / f32 rate) measured at the start of this \
-    run; c marks cases whose data fits in the last-level cache, which may exceed 100%. error is the worst element of the \
+    roofline is the share of the limit max(bytes / copy bandwidth, operations / f32 rate), measured at the start of this \
+    run or by an earlier, higher calibration; c marks cases whose data fits in the last-level cache, which may exceed 100%. error is the worst element of the \
     timed run's outputs against an f64 reference, and what is allowed there. Verdict: 💚 wins by more than 3×, 🟢 wins, \
     🔵 within 5%, ⚪ loses, 🟠 loses by more than 3×, against the fastest peer on the same metal, else the fastest other \
     device.";
@@ -158,7 +172,7 @@ pub fn terminal(report: &Report) -> String {
         let cells = cells(report, domain);
         let header: Vec<&str> = cells.header.iter().map(String::as_str).collect();
         let mut table = text::table(&header);
-        cells.rows.into_iter().for_each(|row| drop(table.add_row(row)));
+        table.add_rows(cells.rows);
         out += &format!("\n{}\n{table}\n", domain.to_uppercase());
     }
     let summaries = summary_lines(report);
@@ -226,11 +240,19 @@ mod tests {
             peers: [("torch".to_string(), 2.0 * time)].into(),
             ..Row::default()
         };
-        let mut wrong = row("log", 1000, 1e-6);
-        (wrong.ok, wrong.median_s, wrong.gbs, wrong.gflops) = (false, None, None, None);
+        let untimed = |op: &'static str| Row {
+            op,
+            domain: "elementwise",
+            case: "1000".into(),
+            dtype: "f32",
+            device: "cpu".into(),
+            elements: 1000,
+            ..Row::default()
+        };
+        let mut wrong = untimed("log");
+        (wrong.error, wrong.tolerance) = (Some(0.5), Some(1e-7));
         wrong.notes.push("output 0[3] = 1e0, exactly 2e0".into());
-        let mut skipped = row("tanh", 1000, 1e-6);
-        (skipped.ok, skipped.median_s, skipped.gbs, skipped.gflops) = (false, None, None, None);
+        let mut skipped = untimed("tanh");
         skipped.skipped = Some("the device has no f16 storage".into());
         let rows = vec![row("exp", 1000, 1e-6), row("exp", 10_000_000, 3e-3), wrong, skipped];
         Report { machine, notes: vec!["a note".into()], rows, complete: true }

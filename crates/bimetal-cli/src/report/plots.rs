@@ -25,13 +25,19 @@ pub fn roofline(report: &Report) -> String {
     let x = Axis::new(timed.iter().map(|r| intensity(r)).chain(ridges), 70.0, WIDTH - 230.0);
     let tops = roofs.iter().map(|r| r.rates.flops_per_s / 1e9);
     let y = Axis::new(timed.iter().filter_map(|r| r.gflops).chain(tops), height - 45.0, 70.0 - height);
-    canvas.axes(x, y, ("operations per byte", "GFLOP/s"), short);
+    canvas.axes(x, y, ("operations per byte", "GFLOP/s"), short, short);
     let (low, high) = x.ends();
     for roof in roofs {
         let rates = &roof.rates;
         let at = |i: f64| (x.at(i), y.at((rates.memory_bytes_per_s * i).min(rates.flops_per_s) / 1e9));
         let ridge = (rates.flops_per_s / rates.memory_bytes_per_s).clamp(low, high);
         canvas.path(&[at(low), at(ridge), at(high)], "#999999");
+        let cached = |i: f64| (x.at(i), y.at(rates.cache_bytes_per_s * i / 1e9));
+        let cache_ridge = (rates.flops_per_s / rates.cache_bytes_per_s).max(low);
+        if cache_ridge < ridge && cache_ridge > low {
+            canvas.line(cached(low), cached(cache_ridge), r##"stroke="#999999" stroke-dasharray="5 4""##);
+            canvas.line(cached(cache_ridge), at(ridge), r##"stroke="#999999" stroke-dasharray="5 4""##);
+        }
         let (tx, ty) = at(high);
         canvas.text((tx, ty - 6.0), "end", &format!("limit of {}", roof.info.device));
     }
@@ -40,13 +46,22 @@ pub fn roofline(report: &Report) -> String {
         let place = domains.iter().position(|d| *d == row.domain).unwrap_or(0);
         if let (Some(rate), Some(time)) = (row.gflops, row.median_s) {
             let hint = format!("{} [{}] on {}: {}", row.op, row.case, row.device, text::seconds(time));
-            canvas.point((x.at(intensity(row).max(low)), y.at(rate)), colour(place), &hint);
+            let at = (x.at(intensity(row).max(low)), y.at(rate));
+            if row.device == "cpu" {
+                canvas.point(at, colour(place), &hint);
+            } else {
+                canvas.ring(at, colour(place), &hint);
+            }
         }
     }
     for (i, domain) in domains.iter().enumerate() {
         let at = 40.0 + 20.0 * i as f64;
         canvas.point((WIDTH - 140.0, at), colour(i), domain);
         canvas.text((WIDTH - 128.0, at + 4.0), "start", domain);
+    }
+    let below = 50.0 + 20.0 * domains.len() as f64;
+    for (i, line) in ["dots: CPU, rings: GPU", "dashed: from the cache"].iter().enumerate() {
+        canvas.text((WIDTH - 145.0, below + 16.0 * i as f64), "start", line);
     }
     canvas.finish()
 }
@@ -63,9 +78,12 @@ pub fn ratios(report: &Report) -> String {
     let values = compared.iter().map(|(_, v)| v.ratio).chain([0.5, 2.0]);
     let x = Axis::new(values, 330.0, WIDTH - 470.0);
     let (low, high) = x.ends();
-    for value in [low, 1.0 / 3.0, 1.0, 3.0, high] {
+    for value in [1.0, low, high, 1.0 / 3.0, 3.0] {
         canvas.line((x.at(value), 25.0), (x.at(value), height - 30.0), r##"stroke="#ddd""##);
-        canvas.text((x.at(value), 18.0), "middle", &format!("{}×", text::digits(value)));
+        // Over many decades the labels of a third and of three would cover that of one.
+        if value.log10().fract() == 0.0 || high / low <= 1e3 {
+            canvas.text((x.at(value), 18.0), "middle", &format!("{}×", text::digits(value)));
+        }
     }
     for (i, (row, verdict)) in compared.iter().enumerate() {
         let top = 28.0 + 16.0 * i as f64;
@@ -119,7 +137,7 @@ fn size_plot(report: &Report, op: &str) -> Option<String> {
     let x = Axis::new(all().map(|p| p.0), 60.0, width - 80.0);
     let y = Axis::new(all().map(|p| p.1), height - 45.0, 80.0 - height);
     let mut canvas = Canvas::new(width, height);
-    canvas.axes(x, y, ("bytes moved", "seconds"), short);
+    canvas.axes(x, y, ("bytes moved", "time"), short, text::seconds_short);
     for (i, (device, points)) in lines.iter().enumerate() {
         let pixels: Vec<_> = points.iter().map(|&(b, t)| (x.at(b), y.at(t))).collect();
         canvas.path(&pixels, colour(i));
@@ -127,8 +145,8 @@ fn size_plot(report: &Report, op: &str) -> Option<String> {
             let hint = format!("{op} on {device}: {} for {}", text::seconds(t), text::bytes(b as u64));
             canvas.point(pixel, colour(i), &hint);
         }
-        canvas.point((80.0 + 90.0 * i as f64, 14.0), colour(i), device);
-        canvas.text((88.0 + 90.0 * i as f64, 18.0), "start", device);
+        canvas.point((150.0 + 90.0 * i as f64, 14.0), colour(i), device);
+        canvas.text((158.0 + 90.0 * i as f64, 18.0), "start", device);
     }
     if let [(_, cpu), (_, gpu), ..] = lines.as_slice()
         && let Some((bytes, time)) = crossover(cpu, gpu)
@@ -167,12 +185,7 @@ fn short(value: f64) -> String {
     const UNITS: [(f64, &str); 8] =
         [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")];
     let (scale, unit) = UNITS.into_iter().find(|(scale, _)| value >= scale * 0.999).unwrap_or((1e-9, "n"));
-    let shown = value / scale;
-    if unit == "m" && shown >= 1.0 {
-        format!("{}", (value * 1000.0).round() / 1000.0)
-    } else {
-        format!("{shown:.0}{unit}")
-    }
+    format!("{:.0}{unit}", value / scale)
 }
 
 #[cfg(test)]
@@ -202,6 +215,6 @@ mod tests {
     #[test]
     fn labels_are_short() {
         let labels = [1.0, 1e4, 1e6, 0.01, 1e-6, 1e-10].map(short);
-        assert_eq!(labels, ["1", "10k", "1M", "0.01", "1µ", "0n"]);
+        assert_eq!(labels, ["1", "10k", "1M", "10m", "1µ", "0n"]);
     }
 }

@@ -84,6 +84,14 @@ impl Canvas {
         );
     }
 
+    pub fn ring(&mut self, at: (f64, f64), colour: &str, hint: &str) {
+        let ((x, y), hint) = (at, escape(hint));
+        let _ = writeln!(
+            self.body,
+            r#"<circle cx="{x:.1}" cy="{y:.1}" r="4" fill="white" fill-opacity="0.5" stroke="{colour}" stroke-width="2"><title>{hint}</title></circle>"#
+        );
+    }
+
     pub fn bar(&mut self, at: (f64, f64), size: (f64, f64), colour: &str, hint: &str) {
         let ((x, y), (w, h), hint) = (at, size, escape(hint));
         let _ = writeln!(
@@ -99,17 +107,24 @@ impl Canvas {
     }
 
     /// Grid and labels of two axes.
-    pub fn axes(&mut self, x: Axis, y: Axis, names: (&str, &str), label: fn(f64) -> String) {
+    pub fn axes(
+        &mut self,
+        x: Axis,
+        y: Axis,
+        names: (&str, &str),
+        label_x: fn(f64) -> String,
+        label_y: fn(f64) -> String,
+    ) {
         let ((x0, x1), (y0, y1)) = ((x.start, x.start + x.length), (y.start, y.start + y.length));
         for value in x.decades() {
             let at = x.at(value);
             self.line((at, y0), (at, y1), r##"stroke="#ddd""##);
-            self.text((at, y0 + 15.0), "middle", &label(value));
+            self.text((at, y0 + 15.0), "middle", &label_x(value));
         }
         for value in y.decades() {
             let at = y.at(value);
             self.line((x0, at), (x1, at), r##"stroke="#ddd""##);
-            self.text((x0 - 5.0, at + 4.0), "end", &label(value));
+            self.text((x0 - 5.0, at + 4.0), "end", &label_y(value));
         }
         self.text(((x0 + x1) / 2.0, y0 + 32.0), "middle", names.0);
         self.text((x0, y1 - 8.0), "start", names.1);

@@ -38,6 +38,13 @@ impl Rates {
         (cost.bytes as f64 / self.memory_bytes_per_s).max(cost.flops as f64 / self.flops_per_s)
     }
 
+    /// Takes the larger of both bandwidths and arithmetic rates.
+    pub fn raise(&mut self, other: &Self) {
+        self.memory_bytes_per_s = self.memory_bytes_per_s.max(other.memory_bytes_per_s);
+        self.cache_bytes_per_s = self.cache_bytes_per_s.max(other.cache_bytes_per_s);
+        self.flops_per_s = self.flops_per_s.max(other.flops_per_s);
+    }
+
     /// Whether each figure is one that a measurement can give.
     fn is_plausible(&self) -> bool {
         let sane = |x: f64| x.is_finite() && x > 0.0;

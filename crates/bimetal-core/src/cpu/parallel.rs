@@ -21,6 +21,15 @@ pub fn threads() -> usize {
     rayon::current_num_threads()
 }
 
+/// Runs `f` with a pool of `n` threads of its own: results must not depend on their number.
+///
+/// # Errors
+/// Threads that the system refuses, in words.
+pub fn with_threads<R: Send>(n: usize, f: impl FnOnce() -> R + Send) -> Result<R, String> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().map_err(|e| e.to_string())?;
+    Ok(pool.install(f))
+}
+
 /// Runs `f` over `0..units` in contiguous ranges of at least `grain` units; on one thread if that is all the work.
 /// Ranges differ with the number of threads, so `f` must compute each unit independently of its range.
 pub fn ranges(units: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {

@@ -4,6 +4,8 @@ mod discover;
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #[allow(missing_docs)]
 pub mod kernel;
+#[allow(missing_docs)]
+pub mod math;
 
 pub(crate) use discover::discover;
 
@@ -106,6 +108,11 @@ impl Gpu {
     pub fn vector(&self, dtype: DType) -> usize {
         let widest = self.client.properties().hardware.max_vector_size as usize;
         (16 / dtype.size()).min(widest.max(1))
+    }
+
+    /// Whether `fma` rounds once here. Vulkan and WGSL leave it open, so there it counts as two roundings.
+    pub fn fused(&self) -> bool {
+        matches!(self.device, Device::Cuda(_) | Device::Metal(_))
     }
 
     /// A launch of at least `cubes` cubes, folded into two dimensions where one is too short. Kernels use `CUBE_POS`

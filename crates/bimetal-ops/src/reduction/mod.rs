@@ -1,0 +1,7 @@
+//! Reductions of a tensor or of one axis: sums, moments and norms, extrema and their indices, histograms.
+
+mod grid;
+mod lines;
+mod over;
+
+crate::registry::domain!("reduction": sums, extrema);
