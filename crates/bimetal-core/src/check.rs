@@ -2,7 +2,7 @@
 
 use crate::cpu::simd::{self, Level};
 use crate::op::{self, Case, Definition, Expected, Role};
-use crate::{DType, Device, Gpu, Tensor, devices, verify};
+use crate::{DType, Device, Gpu, Spec, Tensor, devices, verify};
 use std::fmt;
 use std::sync::Mutex;
 
@@ -206,18 +206,23 @@ fn compare_run(case: &Case, inputs: &[Tensor], expected: &[Expected]) -> Outcome
     }
 }
 
-/// Runs the case into outputs that hold a pattern before, so that an element that is never written shows.
+/// A tensor on `device` that holds a pattern, so that an element that is never written shows.
+///
+/// # Errors
+/// A device that is not available or fails.
+pub fn poisoned(spec: &Spec, device: Device) -> crate::Result<Tensor> {
+    let mut poison = Tensor::empty(spec.shape.dims(), spec.dtype)?;
+    let pattern = if spec.dtype == DType::Bool { 1 } else { 0xa5 };
+    poison.host_bytes_mut()?.fill(pattern);
+    poison.to_device(device)
+}
+
 fn poisoned_run(case: &Case, inputs: &[&Tensor]) -> crate::Result<Vec<Tensor>> {
     let specs: Vec<_> = inputs.iter().map(|t| t.spec()).collect();
     let device = inputs.first().map_or(Device::Cpu, |t| t.device());
-    let mut outputs = Vec::new();
-    for spec in case.op.outputs(&specs)? {
-        let mut poison = Tensor::empty(spec.shape.dims(), spec.dtype)?;
-        let pattern = if spec.dtype == DType::Bool { 1 } else { 0xa5 };
-        poison.host_bytes_mut()?.fill(pattern);
-        outputs.push(poison.to_device(device)?);
-    }
-    op::run_into(case.op.as_ref(), inputs, &mut outputs.iter_mut().collect::<Vec<_>>())?;
+    let made = case.op.outputs(&specs)?.iter().map(|spec| poisoned(spec, device)).collect::<crate::Result<_>>();
+    let mut outputs: Vec<Tensor> = made?;
+    op::run_here(case.op.as_ref(), inputs, &mut outputs.iter_mut().collect::<Vec<_>>())?;
     Ok(outputs)
 }
 

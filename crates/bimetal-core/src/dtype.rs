@@ -111,9 +111,8 @@ impl DType {
             return 1.0;
         }
         let magnitude = value.abs().clamp(self.min_positive(), self.max());
-        let exponent = magnitude.log2().floor();
-        // log2 may round up just below a power of two.
-        let power = if exponent.exp2() > magnitude { (exponent - 1.0).exp2() } else { exponent.exp2() };
+        // A normal f64 without its fraction is the power of two below it.
+        let power = f64::from_bits(magnitude.to_bits() & f64::INFINITY.to_bits());
         power * self.epsilon()
     }
 

@@ -2,13 +2,14 @@
 //!
 //! At ten million elements most of the time of an allocating call is page faults; a pooled buffer has its pages.
 
-use memmap2::MmapMut;
+use memmap2::{Mmap, MmapMut};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-/// Alignment of every host buffer, in bytes: a cache line, and an AVX-512 vector.
+/// Alignment of every host buffer but parts of mapped files, in bytes: a cache line, and an AVX-512 vector.
 pub const ALIGNMENT: usize = 64;
 
 /// Bytes that the pool keeps at most; beyond it a freed buffer goes back to the system.
@@ -17,10 +18,11 @@ const POOL_LIMIT: usize = 1 << 30;
 /// Blocks from this size on are mapped straight from the system, with huge pages where it grants them.
 const MAPPED: usize = 4 << 20;
 
-/// Memory from one of the two sources.
+/// Memory from one of the two sources, or a part of a file that is only read.
 enum Block {
     Heap { ptr: NonNull<u8>, layout: Layout },
     Mapped(MmapMut),
+    File { map: Arc<Mmap>, range: Range<usize> },
 }
 
 // SAFETY: a heap block is owned by whoever owns the value, as for a Box.
@@ -48,14 +50,17 @@ impl Block {
             // SAFETY: `alloc_zeroed` gave this many initialised bytes.
             Self::Heap { ptr, layout } => unsafe { std::slice::from_raw_parts(ptr.as_ptr(), layout.size()) },
             Self::Mapped(map) => map,
+            Self::File { map, range } => &map[range.clone()],
         }
     }
 
-    fn as_mut_slice(&mut self) -> &mut [u8] {
+    /// The bytes for writing; a file has none.
+    fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
         match self {
             // SAFETY: as in `as_slice`, and the borrow is unique.
-            Self::Heap { ptr, layout } => unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), layout.size()) },
-            Self::Mapped(map) => map,
+            Self::Heap { ptr, layout } => Some(unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), layout.size()) }),
+            Self::Mapped(map) => Some(map),
+            Self::File { .. } => None,
         }
     }
 }
@@ -99,19 +104,30 @@ impl HostBuffer {
         Self { block: Some(pooled.unwrap_or_else(|| Block::new(capacity))), len }
     }
 
+    /// A part of a mapped file, which is never written through.
+    pub fn file(map: Arc<Mmap>, range: Range<usize>) -> Self {
+        Self { len: range.len(), block: Some(Block::File { map, range }) }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         self.block.as_ref().map_or(&[], |b| &b.as_slice()[..self.len])
     }
 
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    /// The bytes for writing; `None` for a part of a file.
+    pub fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         let len = self.len;
-        self.block.as_mut().map_or(&mut [], |b| &mut b.as_mut_slice()[..len])
+        self.block.as_mut().and_then(Block::as_mut_slice).map(|bytes| &mut bytes[..len])
+    }
+
+    /// The bytes for writing, unless they are shared or a part of a file.
+    pub fn exclusive(buffer: &mut Arc<Self>) -> Option<&mut [u8]> {
+        Arc::get_mut(buffer).and_then(Self::bytes_mut)
     }
 }
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
-        let Some(block) = self.block.take() else { return };
+        let Some(block) = self.block.take().filter(|block| !matches!(block, Block::File { .. })) else { return };
         let capacity = block.as_slice().len();
         let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
         if pool.bytes + capacity <= POOL_LIMIT {

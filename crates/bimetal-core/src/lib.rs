@@ -1,5 +1,6 @@
 //! Tensors, devices, the operation contract, CPU vector levels and GPU clients: what every operation stands on.
 
+pub mod calibrate;
 pub mod check;
 pub mod cpu;
 mod device;
@@ -7,8 +8,9 @@ mod dtype;
 mod error;
 pub mod gpu;
 mod host;
+pub mod io;
 pub mod op;
-mod route;
+pub mod route;
 mod shape;
 mod tensor;
 pub mod verify;

@@ -217,6 +217,10 @@ pub trait Definition: Sync {
     fn dtypes(&self) -> &'static [DType] {
         &DType::FLOATS
     }
+    /// Where it runs; every operation has code for both metals unless it says otherwise.
+    fn backends(&self) -> &'static [&'static str] {
+        &["cpu", "gpu"]
+    }
     /// The benchmark shapes, and the awkward ones: 0, 1, a prime, one below and above each tile and vector width.
     fn cases(&self) -> Vec<Case>;
     /// A case with default attributes whose first input has these extents.
@@ -226,12 +230,34 @@ pub trait Definition: Sync {
     fn at_shape(&self, shape: &Shape) -> Result<Case>;
 }
 
-/// Applies `op`, writing into `outputs`, on the device where the inputs live. An output whose spec or device differs is
-/// an error; one that shares its storage gets storage of its own.
+/// Applies `op`, writing into `outputs`, which live where the inputs live. An output whose spec or device differs is
+/// an error; one that shares its storage gets storage of its own. Work on host tensors goes where
+/// [`route::choose`](crate::route::choose) sends it.
 ///
 /// # Errors
 /// What [`Op::outputs`] refuses, tensors on different devices, wrong outputs, or a device that fails.
 pub fn run_into(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
+    accept(op, inputs, outputs)?;
+    match inputs.first().and_then(|t| t.gpu()) {
+        Some(gpu) => op.gpu(gpu, inputs, outputs),
+        None => crate::route::run_host(op, inputs, outputs),
+    }
+}
+
+/// As [`run_into`], always on the device where the inputs live: what checks and benchmarks of a device run.
+///
+/// # Errors
+/// As [`run_into`].
+pub fn run_here(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
+    accept(op, inputs, outputs)?;
+    match inputs.first().and_then(|t| t.gpu()) {
+        Some(gpu) => op.gpu(gpu, inputs, outputs),
+        None => op.cpu(inputs, outputs),
+    }
+}
+
+/// Checks inputs and outputs against each other, and gives every output storage of its own.
+fn accept(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
     let specs: ArrayVec<&Spec, 8> = inputs.iter().map(|t| t.spec()).collect();
     let expected = op.outputs(&specs)?;
     let device = inputs.first().map_or(Device::Cpu, |t| t.device());
@@ -258,7 +284,8 @@ pub fn run_into(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) ->
             return Err(Error::argument(op.name(), "out", format!("shape {}, got {}", spec.shape, output.shape())));
         }
     }
-    launch(op, inputs, outputs)
+    outputs.iter_mut().for_each(|output| output.make_unique());
+    Ok(())
 }
 
 /// Applies `op` and returns new tensors on the device where the inputs live.
@@ -290,14 +317,4 @@ pub fn run_one(op: &dyn Op, inputs: &[&Tensor]) -> Result<Tensor> {
 
 fn misplaced(op: &dyn Op, argument: &'static str, tensor: &Tensor, device: Device) -> Error {
     Error::Device { op: op.name(), argument, got: tensor.device().to_string(), expected: device.to_string() }
-}
-
-fn launch(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
-    for output in outputs.iter_mut() {
-        output.make_unique();
-    }
-    match inputs.first().and_then(|t| t.gpu()) {
-        Some(gpu) => op.gpu(gpu, inputs, outputs),
-        None => crate::route::run_host(op, inputs, outputs),
-    }
 }

@@ -68,8 +68,10 @@ impl Tensor {
 
     pub(crate) fn empty_spec(spec: Spec) -> Self {
         let mut buffer = HostBuffer::new(spec.bytes());
-        if spec.dtype == DType::Bool {
-            buffer.bytes_mut().fill(0);
+        if spec.dtype == DType::Bool
+            && let Some(bytes) = buffer.bytes_mut()
+        {
+            bytes.fill(0);
         }
         Self { offset: 0, storage: Storage::Host(Arc::new(buffer)), spec }
     }
@@ -88,6 +90,12 @@ impl Tensor {
     fn empty_gpu(spec: Spec, gpu: &'static Gpu) -> Self {
         let handle = gpu.alloc(spec.bytes());
         Self { spec, offset: 0, storage: Storage::Gpu { gpu, handle, owner: Arc::new(()) } }
+    }
+
+    /// A tensor over `buffer`, which holds exactly `spec`, is aligned for its dtype and has only 0 and 1 for a bool.
+    pub(crate) fn over(spec: Spec, buffer: HostBuffer) -> Self {
+        debug_assert_eq!(spec.bytes(), buffer.bytes().len());
+        Self { spec, offset: 0, storage: Storage::Host(Arc::new(buffer)) }
     }
 
     /// A host tensor of zeros.
@@ -210,12 +218,12 @@ impl Tensor {
             return Err(Error::dtype("as_slice", "self", self.dtype(), &[T::DTYPE]));
         }
         let bytes = self.host_bytes()?;
-        // SAFETY: the storage is 64-byte aligned and `offset` counts whole elements, the length is a whole number of
-        // elements, and every bit pattern written to a tensor is one of its dtype (bool tensors hold only 0 and 1).
+        // SAFETY: the storage is aligned for the dtype and `offset` counts whole elements, the length is a whole number
+        // of elements, and every bit pattern written to a tensor is one of its dtype (bool tensors hold only 0 and 1).
         Ok(unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), self.numel()) })
     }
 
-    /// The data as a mutable slice; copies first if the storage is shared.
+    /// The data as a mutable slice; copies first if the storage is shared or a mapped file.
     ///
     /// # Errors
     /// As [`Tensor::as_slice`].
@@ -224,10 +232,11 @@ impl Tensor {
             return Err(Error::dtype("as_mut_slice", "self", self.dtype(), &[T::DTYPE]));
         }
         let n = self.numel();
-        let old = match &mut self.storage {
-            Storage::Host(buffer) if Arc::strong_count(buffer) > 1 => Some(self.clone()),
-            _ => None,
+        let kept = match &mut self.storage {
+            Storage::Host(buffer) => HostBuffer::exclusive(buffer).is_none(),
+            Storage::Gpu { .. } => false,
         };
+        let old = kept.then(|| self.clone());
         let bytes = self.host_bytes_mut()?;
         if let Some(old) = old {
             bytes.copy_from_slice(old.host_bytes()?);
@@ -310,8 +319,8 @@ impl Tensor {
         let (start, len) = (self.offset * self.dtype().size(), self.spec.bytes());
         match &mut self.storage {
             Storage::Host(buffer) => {
-                let buffer = Arc::get_mut(buffer).expect("make_unique left one owner");
-                Ok(&mut buffer.bytes_mut()[start..start + len])
+                let bytes = HostBuffer::exclusive(buffer).expect("make_unique left memory with one owner");
+                Ok(&mut bytes[start..start + len])
             }
             Storage::Gpu { .. } => unreachable!("checked above"),
         }
@@ -321,7 +330,7 @@ impl Tensor {
     pub(crate) fn make_unique(&mut self) {
         match &mut self.storage {
             Storage::Host(buffer) => {
-                if Arc::get_mut(buffer).is_none() {
+                if HostBuffer::exclusive(buffer).is_none() {
                     *self = Self::empty_spec(self.spec.clone());
                 }
             }

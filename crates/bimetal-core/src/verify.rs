@@ -1,7 +1,25 @@
 //! Agreement with the reference: seeded inputs for a case, and the comparison of an output with the exact values.
 
+use crate::cpu::parallel;
 use crate::op::{Case, Expected, Fill, Tolerance, Values};
-use crate::{DType, Result, Spec, Tensor};
+use crate::{DType, Device, Result, Scalar, Spec, Tensor};
+use std::sync::Mutex;
+
+/// Runs a block with `$t` standing for the Rust type of a dtype.
+macro_rules! each_dtype {
+    ($dtype:expr, $t:ident => $body:block) => {
+        each_dtype!(@ $dtype, $t, $body, F32: f32, F16: half::f16, BF16: half::bf16, F64: f64, I8: i8, U8: u8, I32: i32,
+            U32: u32, I64: i64, Bool: bool)
+    };
+    (@ $dtype:expr, $t:ident, $body:block, $($d:ident: $rust:ty),*) => {
+        match $dtype {
+            $(DType::$d => {
+                type $t = $rust;
+                $body
+            })*
+        }
+    };
+}
 
 /// SplitMix64: small, seedable, and good enough to fill tensors.
 #[derive(Clone, Debug)]
@@ -34,41 +52,65 @@ impl Random {
     }
 }
 
+/// Elements that one generator fills: chunks have generators of their own, so that threads can share the work.
+const CHUNK: usize = 1 << 16;
+
 /// Fills a host tensor of `spec` from a seed.
 ///
 /// # Errors
 /// None for a valid spec.
 pub fn fill(spec: &Spec, fill: Fill, seed: u64) -> Result<Tensor> {
+    let mut tensor = Tensor::empty(spec.shape.dims(), spec.dtype)?;
+    each_dtype!(spec.dtype, T => {
+        parallel::units_mut(tensor.as_mut_slice::<T>()?, CHUNK, 1, |first, part| {
+            for (i, chunk) in part.chunks_mut(CHUNK).enumerate() {
+                fill_chunk(chunk, fill, seed, first + i);
+            }
+        });
+    });
+    Ok(tensor)
+}
+
+fn fill_chunk<T: Scalar>(chunk: &mut [T], fill: Fill, seed: u64, index: usize) {
     let mut random = Random::new(seed);
+    if index > 0 {
+        random = Random::new(random.bits() ^ Random::new(index as u64).bits());
+    }
+    let dtype = T::DTYPE;
     let special = [
         f64::NAN,
         f64::INFINITY,
         f64::NEG_INFINITY,
         0.0,
         -0.0,
-        spec.dtype.max(),
-        -spec.dtype.max(),
-        spec.dtype.min_positive(),
-        spec.dtype.min_positive() * -0.25,
+        dtype.max(),
+        -dtype.max(),
+        dtype.min_positive(),
+        dtype.min_positive() * -0.25,
         1.0,
         -1.0,
         88.7,
         -104.0,
     ];
-    let mut next = |i: usize| match fill {
-        Fill::Normal => random.normal(),
-        Fill::Uniform(lo, hi) => lo + (hi - lo) * random.uniform(),
-        Fill::Magnitudes(lo, hi, positive) => {
-            let magnitude = (lo.ln() + (hi.ln() - lo.ln()) * random.uniform()).exp();
-            if positive || random.bits() & 1 == 0 { magnitude } else { -magnitude }
-        }
-        Fill::Integers(lo, hi) => (lo + (random.bits() % (hi - lo + 1) as u64) as i64) as f64,
-        Fill::Specials if i % 3 == 0 => special[(i / 3) % special.len()],
-        Fill::Specials => 4.0 * random.normal(),
-        Fill::Constant(value) => value,
-    };
-    let data: Vec<f64> = (0..spec.numel()).map(&mut next).collect();
-    Tensor::from_f64(&data, spec.shape.dims(), spec.dtype)
+    for (i, element) in chunk.iter_mut().enumerate() {
+        *element = T::from_f64(match fill {
+            Fill::Normal => random.normal(),
+            Fill::Uniform(lo, hi) => lo + (hi - lo) * random.uniform(),
+            Fill::Magnitudes(lo, hi, positive) => {
+                let magnitude = (lo.ln() + (hi.ln() - lo.ln()) * random.uniform()).exp();
+                if positive || random.bits() & 1 == 0 { magnitude } else { -magnitude }
+            }
+            Fill::Integers(lo, hi) => (lo + (random.bits() % (hi - lo + 1) as u64) as i64) as f64,
+            Fill::Specials if i % 3 == 0 => special[(i / 3) % special.len()],
+            Fill::Specials => 4.0 * random.normal(),
+            Fill::Constant(value) => value,
+        });
+    }
+}
+
+/// The seed of a case's input of this index.
+pub fn input_seed(seed: u64, index: u64) -> u64 {
+    seed ^ (index + 1) << 40
 }
 
 /// The inputs of a case for a dtype and a seed.
@@ -76,7 +118,7 @@ pub fn fill(spec: &Spec, fill: Fill, seed: u64) -> Result<Tensor> {
 /// # Errors
 /// None for a valid case.
 pub fn inputs(case: &Case, dtype: DType, seed: u64) -> Result<Vec<Tensor>> {
-    (0u64..).zip(&case.inputs).map(|(i, input)| fill(&input.spec(dtype), input.fill, seed ^ (i + 1) << 40)).collect()
+    (0u64..).zip(&case.inputs).map(|(i, input)| fill(&input.spec(dtype), input.fill, input_seed(seed, i))).collect()
 }
 
 /// The tensors as the reference sees them.
@@ -106,20 +148,53 @@ pub struct Agreement {
 /// # Errors
 /// A device that fails when the output is read.
 pub fn compare(output: &Tensor, expected: &Expected, tolerance: &Tolerance) -> Result<Agreement> {
-    let got = output.to_f64_vec()?;
-    let dtype = output.dtype();
-    if got.len() != expected.data.len() {
+    let host = output.to_device(Device::Cpu)?;
+    if host.numel() != expected.data.len() {
         return Ok(Agreement {
             error: f64::INFINITY,
             tolerance: 0.0,
             ok: false,
-            worst: format!("{} elements, expected {}", got.len(), expected.data.len()),
+            worst: format!("{} elements, expected {}", host.numel(), expected.data.len()),
         });
     }
-    let mut agreement = Agreement { error: 0.0, tolerance: 0.0, ok: true, worst: String::new() };
-    let mut worst_ratio = 0.0;
-    for (i, (&out, &exact)) in got.iter().zip(&expected.data).enumerate() {
-        let scale = expected.scale.get(i).copied().unwrap_or(0.0);
+    let found = Mutex::new(Vec::new());
+    each_dtype!(host.dtype(), T => {
+        let out = host.as_slice::<T>()?;
+        parallel::ranges(out.len(), CHUNK, |range| {
+            let worst = worst_in(range.start, &out[range], expected, tolerance);
+            found.lock().unwrap_or_else(|e| e.into_inner()).extend(worst);
+        });
+    });
+    // The order of arrival differs from run to run; the worst element does not.
+    let found = found.into_inner().unwrap_or_else(|e| e.into_inner());
+    let worst = found.into_iter().max_by(|a, b| a.ratio.total_cmp(&b.ratio).then(b.index.cmp(&a.index)));
+    Ok(worst.map_or(Agreement { error: 0.0, tolerance: 0.0, ok: true, worst: String::new() }, |worst| Agreement {
+        error: if worst.difference.is_finite() { worst.difference / worst.unit } else { f64::INFINITY },
+        tolerance: worst.allowed / worst.unit,
+        ok: worst.difference <= worst.allowed,
+        worst: format!("[{}] = {:e}, exactly {:e}", worst.index, worst.out, expected.data[worst.index]),
+    }))
+}
+
+/// The element with the largest ratio of error to allowed error; a ratio above 1 is a failure.
+struct Worst {
+    index: usize,
+    out: f64,
+    difference: f64,
+    allowed: f64,
+    unit: f64,
+    ratio: f64,
+}
+
+fn worst_in<T: Scalar>(start: usize, out: &[T], expected: &Expected, tolerance: &Tolerance) -> Option<Worst> {
+    let dtype = T::DTYPE;
+    let mut worst: Option<Worst> = None;
+    for (index, out) in (start..).zip(out) {
+        let (out, exact) = (out.to_f64(), expected.data[index]);
+        if out == exact {
+            continue;
+        }
+        let scale = expected.scale.get(index).copied().unwrap_or(0.0);
         let allowed = allowed(dtype, exact, scale, tolerance);
         let difference = difference(dtype, out, exact, allowed);
         if difference == 0.0 {
@@ -127,21 +202,12 @@ pub fn compare(output: &Tensor, expected: &Expected, tolerance: &Tolerance) -> R
         }
         let ratio =
             if difference <= allowed { difference / allowed } else { f64::max(difference / allowed, 1.0 + 1e-9) };
-        if ratio > worst_ratio || !ratio.is_finite() {
-            worst_ratio = ratio;
+        if worst.as_ref().is_none_or(|w| ratio > w.ratio) {
             let unit = exact.abs().max(scale).max(dtype.min_positive().max(f64::MIN_POSITIVE));
-            agreement.error = difference / unit;
-            agreement.tolerance = allowed / unit;
-            agreement.worst = format!("[{i}] = {out:e}, exactly {exact:e}");
-            if difference > allowed || !ratio.is_finite() {
-                agreement.ok = false;
-                if !difference.is_finite() {
-                    break;
-                }
-            }
+            worst = Some(Worst { index, out, difference, allowed, unit, ratio });
         }
     }
-    Ok(agreement)
+    worst
 }
 
 fn allowed(dtype: DType, exact: f64, scale: f64, tolerance: &Tolerance) -> f64 {

@@ -37,7 +37,7 @@ macro_rules! domains {
     };
 }
 
-domains!(softmax, reduction);
+domains!(elementwise, activation, reduction, softmax, normalization);
 
 /// Every operation with its domain.
 pub fn ops() -> impl Iterator<Item = (&'static Domain, &'static dyn Definition)> {

@@ -4,6 +4,8 @@ mod discover;
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #[allow(missing_docs)]
 pub mod kernel;
+#[allow(missing_docs)]
+pub mod math;
 
 pub(crate) use discover::discover;
 
@@ -14,7 +16,7 @@ use cubecl::ir::{ElemType, FloatKind, IntKind, UIntKind};
 use cubecl::prelude::CubeCount;
 use cubecl::server::Handle;
 use std::collections::HashMap;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 /// Every allocation is a multiple of this many bytes, so that a kernel may touch the whole of its last vector.
 const PADDING: usize = 256;
@@ -41,15 +43,20 @@ impl Gpu {
     /// # Errors
     /// A device that this machine, driver or build does not have.
     pub fn get(device: Device) -> Result<&'static Self> {
-        static CLIENTS: OnceLock<Mutex<HashMap<Device, &'static Gpu>>> = OnceLock::new();
-        let mut clients = CLIENTS.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
+        let mut clients = clients();
         if let Some(gpu) = clients.get(&device) {
             return Ok(gpu);
         }
-        let client = discover::connect(device)?;
-        let gpu: &'static Self = Box::leak(Box::new(Self::new(device, client)));
+        let gpu: &'static Self = Box::leak(Box::new(Self::new(device, discover::connect(device)?)));
         clients.insert(device, gpu);
         Ok(gpu)
+    }
+
+    /// Puts a client of a runtime that discovery does not know behind `device`, for as long as the process lives; the
+    /// first client of a device stays.
+    #[doc(hidden)]
+    pub fn from_client(device: Device, client: Client) -> &'static Self {
+        clients().entry(device).or_insert_with(|| Box::leak(Box::new(Self::new(device, client))))
     }
 
     fn new(device: Device, client: Client) -> Self {
@@ -103,6 +110,11 @@ impl Gpu {
         (16 / dtype.size()).min(widest.max(1))
     }
 
+    /// Whether `fma` rounds once here. Vulkan and WGSL leave it open, so there it counts as two roundings.
+    pub fn fused(&self) -> bool {
+        matches!(self.device, Device::Cuda(_) | Device::Metal(_))
+    }
+
     /// A launch of at least `cubes` cubes, folded into two dimensions where one is too short. Kernels use `CUBE_POS`
     /// and drop the positions past their end.
     pub fn cubes(&self, cubes: usize) -> CubeCount {
@@ -110,6 +122,11 @@ impl Gpu {
         let cubes = cubes.max(1);
         let x = cubes.min(max_x as usize);
         CubeCount::Static(x as u32, cubes.div_ceil(x) as u32, 1)
+    }
+
+    /// Most bytes that one buffer can have.
+    pub fn largest_buffer(&self) -> u64 {
+        self.client.properties().memory.max_page_size
     }
 
     /// An uninitialised buffer of at least `bytes`.
@@ -160,6 +177,12 @@ impl Gpu {
     fn failed(&self, op: &'static str, reason: &dyn std::fmt::Display) -> Error {
         Error::Runtime { op, device: self.device.to_string(), reason: reason.to_string() }
     }
+}
+
+/// The clients made so far.
+fn clients() -> MutexGuard<'static, HashMap<Device, &'static Gpu>> {
+    static CLIENTS: OnceLock<Mutex<HashMap<Device, &'static Gpu>>> = OnceLock::new();
+    CLIENTS.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner())
 }
 
 fn elem_type(dtype: DType) -> ElemType {

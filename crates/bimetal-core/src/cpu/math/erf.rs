@@ -5,7 +5,7 @@ use super::exp::exp_parts;
 use super::poly;
 use crate::cpu::simd::Simd;
 
-/// erf x. An odd polynomial up to 0.85, 1 − e^−q(x) above, where q approximates −ln erfc.
+/// erf x, within 1.16 ulp (worst at 0.85029). An odd polynomial up to 0.85, 1 − e^−q(x) above, where q approximates −ln erfc.
 #[inline(always)]
 pub fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     let a = s.abs(x);
@@ -19,7 +19,7 @@ pub fn erf<S: Simd>(s: S, x: S::F) -> S::F {
     s.select(s.lt(a, s.splat(0.85)), near, s.xor_sign(far, x))
 }
 
-/// 1 − erf x, accurate relative to itself until it underflows near 10.05.
+/// 1 − erf x, within 4.39 ulp (worst at 7.4198), relative to itself until it underflows near 10.05.
 #[inline(always)]
 pub fn erfc<S: Simd>(s: S, x: S::F) -> S::F {
     let a = s.min(s.splat(10.5), s.abs(x));
@@ -30,8 +30,8 @@ pub fn erfc<S: Simd>(s: S, x: S::F) -> S::F {
     s.select(s.lt(x, s.splat(0.0)), s.sub(s.splat(2.0), tail), tail)
 }
 
-/// x Φ(x) = x/2 (1 + erf(x/√2)), accurate relative to itself for negative x until it underflows near −14.4. Its limit
-/// −0 at −∞.
+/// x Φ(x) = x/2 (1 + erf(x/√2)), within 4.33 ulp (worst at −11.994), relative to itself for negative x too, until it
+/// underflows near −14.4. Its limit −0 at −∞.
 #[inline(always)]
 pub fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
     let a = s.min(s.splat(15.0), s.abs(x));
@@ -45,7 +45,7 @@ pub fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
 /// M(t) = e^(t²/2) Φ(−t) at t = scale · a in \[0, 15\]: u P(u − centre) with u = 1/(1 + 0.29 t), because M falls like
 /// 1/t. The centre keeps the terms of P small, and with them its rounding errors.
 #[inline(always)]
-fn tail_ratio<S: Simd>(s: S, a: S::F, scale: f32) -> S::F {
+pub(super) fn tail_ratio<S: Simd>(s: S, a: S::F, scale: f32) -> S::F {
     const CENTRE: f32 = 0.578125;
     const P: [f32; 10] = [
         0.24318445,

@@ -20,25 +20,25 @@ const NATURAL: Base = Base { k_hi: 0.693_145_75, k_lo: 1.428_606_8e-6, m_hi: 1.0
 const BINARY: Base = Base { k_hi: 1.0, k_lo: 0.0, m_hi: LOG2_E, m_lo: 1.925_963e-8 };
 const DECIMAL: Base = Base { k_hi: 0.301_025_4, k_lo: 4.605_039e-6, m_hi: LOG10_E, m_lo: -1.010_305e-8 };
 
-/// ln x. −∞ at ±0, NaN below.
+/// ln x, within 0.93 ulp (worst at 0.70643). −∞ at ±0, NaN below.
 #[inline(always)]
 pub fn log<S: Simd>(s: S, x: S::F) -> S::F {
     log_base(s, x, NATURAL)
 }
 
-/// log₂ x. Exact at powers of two; −∞ at ±0, NaN below.
+/// log₂ x, within 1.14 ulp (worst at 1.39668), exact at powers of two. −∞ at ±0, NaN below.
 #[inline(always)]
 pub fn log2<S: Simd>(s: S, x: S::F) -> S::F {
     log_base(s, x, BINARY)
 }
 
-/// log₁₀ x. −∞ at ±0, NaN below.
+/// log₁₀ x, within 1.02 ulp (worst at 1.33323). −∞ at ±0, NaN below.
 #[inline(always)]
 pub fn log10<S: Simd>(s: S, x: S::F) -> S::F {
     log_base(s, x, DECIMAL)
 }
 
-/// ln(1 + x) without cancellation near 0. −∞ at −1, NaN below.
+/// ln(1 + x) without cancellation near 0, within 1.02 ulp (worst at 0.44983). −∞ at −1, NaN below.
 #[inline(always)]
 pub fn log1p<S: Simd>(s: S, x: S::F) -> S::F {
     let one = s.splat(1.0);

@@ -10,6 +10,7 @@ mod exp;
 mod log;
 mod power;
 mod sigmoid;
+mod slope;
 #[cfg(test)]
 mod tests;
 mod trig;
@@ -19,6 +20,7 @@ pub use exp::{exp, exp2, expm1};
 pub use log::{log, log1p, log2, log10};
 pub use power::{pow, rsqrt};
 pub use sigmoid::{gelu_tanh, mish, sigmoid, silu, softplus, tanh};
+pub use slope::{gelu_slope, gelu_tanh_slope, mish_slope, silu_slope};
 pub use trig::{cos, sin, sin_cos};
 
 use super::simd::Simd;

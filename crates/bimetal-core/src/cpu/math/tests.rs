@@ -65,26 +65,26 @@ macro_rules! unary {
 unary! {
     Exp exp 1.0 f64::exp;
     Exp2 exp2 1.0 f64::exp2;
-    Expm1 expm1 2.0 f64::exp_m1;
+    Expm1 expm1 1.5 f64::exp_m1;
     Log log 1.0 f64::ln;
     Log2 log2 1.25 f64::log2;
     Log10 log10 1.25 f64::log10;
-    Log1p log1p 1.5 f64::ln_1p;
-    Tanh tanh 2.0 f64::tanh;
+    Log1p log1p 1.25 f64::ln_1p;
+    Tanh tanh 1.5 f64::tanh;
     Sigmoid sigmoid 2.5 |x| 1.0 / (1.0 + (-x).exp());
-    Silu silu 3.0 |x| limit(x, x / (1.0 + (-x).exp()));
+    Silu silu 3.5 |x| limit(x, x / (1.0 + (-x).exp()));
     Softplus softplus 2.0 |x| x.max(0.0) + (-x.abs()).exp().ln_1p();
-    Mish mish 4.0 |x| limit(x, x * softplus_tanh(x));
-    GeluTanh gelu_tanh 3.0 |x| limit(x, {
+    Mish mish 4.75 |x| limit(x, x * softplus_tanh(x));
+    GeluTanh gelu_tanh 3.25 |x| limit(x, {
         let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
         x / (1.0 + (-2.0 * u).exp())
     });
-    Gelu gelu 4.0 |x| limit(x, 0.5 * x * c_math::erfc(-x * std::f64::consts::FRAC_1_SQRT_2));
+    Gelu gelu 4.5 |x| limit(x, 0.5 * x * c_math::erfc(-x * std::f64::consts::FRAC_1_SQRT_2));
     Erf erf 1.25 |x| c_math::erf(x);
-    Erfc erfc 4.0 |x| c_math::erfc(x);
+    Erfc erfc 4.5 |x| c_math::erfc(x);
     Sin sin 1.25 f64::sin;
     Cos cos 1.25 f64::cos;
-    Rsqrt rsqrt 1.0 |x| 1.0 / x.sqrt();
+    Rsqrt rsqrt 0.501 |x| 1.0 / x.sqrt();
 }
 
 /// The limit at −∞ of the activations whose formula is ∞ · 0 there.

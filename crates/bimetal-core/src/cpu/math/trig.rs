@@ -10,14 +10,14 @@ const HALF_PI: [f32; 3] = [1.570_796_4, -4.371_139e-8, -1.715_124_5e-15];
 /// Up to here q has 16 bits, so that q · HALF_PI\[0\] leaves an exact difference.
 const COMMON: f32 = 1e5;
 
-/// sin x; NaN at ±∞.
+/// sin x, within 1.23 ulp for all finite x (worst at −3.8293e9); NaN at ±∞.
 #[inline(always)]
 pub fn sin<S: Simd>(s: S, x: S::F) -> S::F {
     let (q, r) = reduce(s, x);
     s.xor_sign(quadrant(s, q, r), x)
 }
 
-/// cos x; NaN at ±∞.
+/// cos x, within 1.22 ulp for all finite x (worst at −1.5921e11); NaN at ±∞.
 #[inline(always)]
 pub fn cos<S: Simd>(s: S, x: S::F) -> S::F {
     let (q, r) = reduce(s, x);

@@ -1,0 +1,183 @@
+//! Wrong calls of the operations.
+
+use super::{Kind, Kind::Argument, Row, f32s, zeros};
+use bimetal_core::DType;
+use bimetal_ops::*;
+
+pub const SOFTMAX: &[Row] = &[
+    ("softmax: axis", || softmax(&f32s(&[2, 3]), 2).map(drop), Argument, &["softmax", "axis", "-2..2", "got 2"]),
+    ("softmax: negative axis", || softmax(&f32s(&[2, 3]), -3).map(drop), Argument, &["softmax", "axis", "got -3"]),
+    ("softmax: farthest axis", || softmax(&f32s(&[2]), isize::MIN).map(drop), Argument, &["softmax", "axis"]),
+    ("softmax: scalar", || softmax(&f32s(&[]), 0).map(drop), Argument, &["softmax", "axis", "[]"]),
+    ("softmax: dtype", || softmax(&zeros(&[2], DType::I32), 0).map(drop), Kind::DType, &["softmax", "`x`", "i32"]),
+    ("log_softmax: dtype", || log_softmax(&zeros(&[2], DType::F64), 0).map(drop), Kind::DType, &["log_softmax", "f64"]),
+    (
+        "softmax: output shape",
+        || softmax_into(&f32s(&[2, 3]), 1, &mut f32s(&[3, 2])),
+        Argument,
+        &["softmax", "`out`", "[2, 3], got [3, 2]"],
+    ),
+    (
+        "softmax: output dtype",
+        || softmax_into(&f32s(&[2]), 0, &mut zeros(&[2], DType::F16)),
+        Kind::DType,
+        &["softmax", "`out`", "f16", "F32"],
+    ),
+    (
+        "log_softmax: output rank",
+        || log_softmax_into(&f32s(&[6]), 0, &mut f32s(&[1, 6])),
+        Argument,
+        &["log_softmax", "`out`"],
+    ),
+    (
+        "softmax_backward: shapes",
+        || softmax_backward(&f32s(&[2, 3]), &f32s(&[2, 4]), 1).map(drop),
+        Argument,
+        &["softmax_backward", "[2, 3]", "[2, 4]"],
+    ),
+    (
+        "softmax_backward: dtypes",
+        || softmax_backward(&f32s(&[2]), &zeros(&[2], DType::BF16), 0).map(drop),
+        Kind::DType,
+        &["softmax_backward", "f32", "BF16"],
+    ),
+    (
+        "log_softmax_backward: axis",
+        || log_softmax_backward(&f32s(&[2]), &f32s(&[2]), 1).map(drop),
+        Argument,
+        &["log_softmax_backward", "axis"],
+    ),
+    (
+        "log_softmax_backward: output",
+        || log_softmax_backward_into(&f32s(&[2]), &f32s(&[2]), 0, &mut f32s(&[3])),
+        Argument,
+        &["log_softmax_backward", "`out`"],
+    ),
+];
+
+pub const ELEMENTWISE: &[Row] = &[
+    ("exp: dtype", || exp(&zeros(&[2], DType::I32)).map(drop), Kind::DType, &["exp", "`x`", "i32"]),
+    ("sqrt: dtype", || sqrt(&zeros(&[2], DType::F64)).map(drop), Kind::DType, &["sqrt", "f64", "BF16"]),
+    (
+        "tanh: output shape",
+        || tanh_into(&f32s(&[2, 3]), &mut f32s(&[6])),
+        Argument,
+        &["tanh", "`out`", "[2, 3], got [6]"],
+    ),
+    (
+        "sigmoid: output dtype",
+        || sigmoid_into(&zeros(&[2], DType::BF16), &mut f32s(&[2])),
+        Kind::DType,
+        &["sigmoid", "`out`", "f32", "BF16"],
+    ),
+    ("clamp: dtype", || clamp(&zeros(&[2], DType::Bool), 0.0, 1.0).map(drop), Kind::DType, &["clamp", "bool"]),
+    (
+        "clamp: empty output",
+        || clamp_into(&f32s(&[2]), 0.0, 1.0, &mut f32s(&[0])),
+        Argument,
+        &["clamp", "`out`", "[2], got [0]"],
+    ),
+];
+
+pub const REDUCTION: &[Row] = &[
+    ("sum: axis", || sum(&f32s(&[2, 3]), Some(2)).map(drop), Argument, &["sum", "axis", "-2..2", "got 2"]),
+    ("sum: dtype", || sum(&zeros(&[2], DType::I64), None).map(drop), Kind::DType, &["sum", "`x`", "i64"]),
+    ("mean: axis of a scalar", || mean(&f32s(&[]), Some(0)).map(drop), Argument, &["mean", "axis", "[]"]),
+    ("mean: output shape", || mean_into(&f32s(&[2, 3]), Some(1), &mut f32s(&[3])), Argument, &["mean", "`out`", "[2]"]),
+    (
+        "l2_norm: output dtype",
+        || l2_norm_into(&f32s(&[2]), None, &mut zeros(&[], DType::F64)),
+        Kind::DType,
+        &["l2_norm", "`out`", "f64", "F32"],
+    ),
+    ("variance: axis", || variance(&f32s(&[2]), Some(-2), 1).map(drop), Argument, &["variance", "axis", "got -2"]),
+    (
+        "standard_deviation: dtype",
+        || standard_deviation(&zeros(&[2], DType::U8), None, 0).map(drop),
+        Kind::DType,
+        &["standard_deviation", "u8"],
+    ),
+    ("max: of nothing", || max(&f32s(&[0]), None).map(drop), Argument, &["max", "`x`", "at least one element", "[0]"]),
+    ("min: of an empty axis", || min(&f32s(&[3, 0]), Some(1)).map(drop), Argument, &["min", "`x`", "[3, 0]"]),
+    ("argmin: of nothing", || argmin(&f32s(&[0, 2]), Some(0)).map(drop), Argument, &["argmin", "[0, 2]"]),
+    (
+        "argmax: output dtype",
+        || argmax_into(&f32s(&[2, 3]), Some(1), &mut f32s(&[2])),
+        Kind::DType,
+        &["argmax", "`out`", "f32", "I64"],
+    ),
+    (
+        "argmax: kept axis of another extent",
+        || argmax_into(&f32s(&[2, 3]), Some(1), &mut zeros(&[2, 3], DType::I64)),
+        Argument,
+        &["argmax", "`out`", "[2, 1], got [2, 3]"],
+    ),
+];
+
+pub const NORMALIZATION: &[Row] = &[
+    ("rms_norm: scalar", || rms_norm(&f32s(&[]), None, 1e-5).map(drop), Argument, &["rms_norm", "`x`", "scalar"]),
+    ("rms_norm: dtype", || rms_norm(&zeros(&[2], DType::I8), None, 1e-5).map(drop), Kind::DType, &["rms_norm", "i8"]),
+    (
+        "rms_norm: weight",
+        || rms_norm(&f32s(&[4, 3]), Some(&f32s(&[4])), 1e-5).map(drop),
+        Argument,
+        &["rms_norm", "`weight`", "[4, 3], got [4]"],
+    ),
+    (
+        "rms_norm: scalar weight",
+        || rms_norm(&f32s(&[3]), Some(&f32s(&[])), 1e-5).map(drop),
+        Argument,
+        &["rms_norm", "`weight`", "got []"],
+    ),
+    (
+        "layer_norm: weight dtype",
+        || layer_norm(&zeros(&[3], DType::BF16), Some(&f32s(&[3])), None, 1e-5).map(drop),
+        Kind::DType,
+        &["layer_norm", "`weight`", "f32", "BF16"],
+    ),
+    (
+        "layer_norm: bias of other axes",
+        || layer_norm(&f32s(&[2, 3]), Some(&f32s(&[3])), Some(&f32s(&[2, 3])), 1e-5).map(drop),
+        Argument,
+        &["layer_norm", "`bias`", "[3], got [2, 3]"],
+    ),
+    (
+        "layer_norm: output",
+        || layer_norm_into(&f32s(&[2, 3]), None, None, 1e-5, &mut f32s(&[3, 2])),
+        Argument,
+        &["layer_norm", "`out`", "[2, 3], got [3, 2]"],
+    ),
+    (
+        "add_rms_norm: residual",
+        || add_rms_norm(&f32s(&[2, 3]), &f32s(&[3]), None, 1e-5).map(drop),
+        Argument,
+        &["add_rms_norm", "`residual`", "[2, 3], got [3]"],
+    ),
+    (
+        "add_layer_norm: residual dtype",
+        || add_layer_norm(&f32s(&[2]), &zeros(&[2], DType::F16), None, None, 1e-5).map(drop),
+        Kind::DType,
+        &["add_layer_norm", "`residual`", "f16", "F32"],
+    ),
+    (
+        "layer_norm_backward: gradient",
+        || layer_norm_backward(&f32s(&[2, 4]), &f32s(&[2, 3]), None, 1e-5).map(drop),
+        Argument,
+        &["layer_norm_backward", "`grad`", "[2, 3], got [2, 4]"],
+    ),
+    (
+        "rms_norm_backward: weight",
+        || rms_norm_backward(&f32s(&[2, 3]), &f32s(&[2, 3]), Some(&f32s(&[2])), 1e-5).map(drop),
+        Argument,
+        &["rms_norm_backward", "`weight`", "[2, 3], got [2]"],
+    ),
+    (
+        "rms_norm_backward: second output",
+        || {
+            let (x, weight) = (f32s(&[2, 3]), f32s(&[3]));
+            rms_norm_backward_into(&x, &x, Some(&weight), 1e-5, &mut f32s(&[2, 3]), &mut f32s(&[4]))
+        },
+        Argument,
+        &["rms_norm_backward", "`out`", "[3], got [4]"],
+    ),
+];
