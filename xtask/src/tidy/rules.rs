@@ -5,7 +5,7 @@ use super::source::Source;
 
 /// Lines of a file without its tests.
 pub const FILE_LINES: usize = 500;
-/// Lines of a function.
+/// Lines of a function from its opening brace on: a kernel's parameter list is as long as its launch.
 const FUNCTION_LINES: usize = 80;
 /// Lines above an `unsafe` block within which its justification stands, if its function does not hold it.
 const SAFETY_LINES: usize = 6;
@@ -70,7 +70,8 @@ pub fn rust_file(file: &File, source: &Source, found: &mut Vec<String>) {
         say(1, format!("{lines} lines without tests, {FILE_LINES} is the budget"));
     }
     for (name, extent) in source.functions() {
-        let lines = file.text[extent.clone()].lines().count();
+        let body = source.code[extent.clone()].find('{').map_or(extent.start, |brace| extent.start + brace);
+        let lines = file.text[body..extent.end].lines().count();
         if lines > FUNCTION_LINES {
             say(source.line(extent.start), format!("`{name}` has {lines} lines, {FUNCTION_LINES} is the budget"));
         }
@@ -140,6 +141,8 @@ mod tests {
         assert!(violations(LIB, &tests).is_empty());
         let body = "    a();\n".repeat(79);
         refuses(LIB, &format!("//! A.\nfn f() {{\n{body}}}\n"), "`f` has 81 lines");
+        let body = "    a();\n".repeat(78);
+        assert!(violations(LIB, &format!("//! A.\nfn f(\n    a: u8,\n    b: u8,\n) {{\n{body}}}\n")).is_empty());
     }
 
     #[test]

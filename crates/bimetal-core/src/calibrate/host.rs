@@ -16,7 +16,11 @@ const CHAINS: usize = 12;
 const STEPS: usize = 100_000;
 
 pub(super) fn rates() -> Result<Rates> {
-    let launch_s = typical(200, || parallel::ranges(parallel::threads(), 1, |range| drop(black_box(range))));
+    let launch_s = typical(200, || {
+        parallel::ranges(parallel::threads(), 1, |range| {
+            black_box(range);
+        })
+    });
     let cache_bytes = last_level_cache();
     let available = crate::cpu::info().memory.unwrap_or(4 << 30) as usize / 16;
     let cached = (cache_bytes as usize / 16).max(1 << 14);

@@ -106,7 +106,7 @@ impl Gpu {
 
     /// Elements of `dtype` per vector for 16-byte accesses, limited by what the device's language has.
     pub fn vector(&self, dtype: DType) -> usize {
-        let widest = self.client.properties().hardware.max_vector_size as usize;
+        let widest = self.client.properties().hardware.max_vector_size;
         (16 / dtype.size()).min(widest.max(1))
     }
 

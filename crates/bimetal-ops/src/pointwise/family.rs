@@ -2,9 +2,7 @@
 //! libraries call it. From the table come the typed functions, the operations and their cases.
 
 use super::{AWKWARD, BROADCASTS};
-use bimetal_core::op::{
-    Case, Cost, Definition, Expected, Fill, Input, Op, Peer, Role, Specs, Tolerance, Values,
-};
+use bimetal_core::op::{Case, Cost, Definition, Expected, Fill, Input, Op, Peer, Role, Specs, Tolerance, Values};
 use bimetal_core::{DType, Error, Gpu, Result, Shape, Spec, Tensor};
 
 /// What the registry, the reports and the cases need to know of a function.
@@ -160,7 +158,8 @@ impl<F: Family> Definition for Entry<F> {
     fn cases(&self) -> Vec<Case> {
         let facts = self.0.facts();
         let usual = |k: usize| facts.fill[k.min(facts.fill.len() - 1)];
-        let mut cases: Vec<_> = facts.bench.shapes().iter().map(|dims| self.case(&[dims], usual, Role::Bench)).collect();
+        let mut cases: Vec<_> =
+            facts.bench.shapes().iter().map(|dims| self.case(&[dims], usual, Role::Bench)).collect();
         if F::BROADCASTS && facts.bench != Bench::Plain {
             let [matrix, row, column] = [&[4096, 4096][..], &[4096], &[4096, 1]];
             cases.push(self.case(&[matrix, row], usual, Role::Bench));

@@ -49,9 +49,7 @@ impl Kernel for Methods {
                 at += 1;
             };
             // SAFETY: `i + LANES` is at most 16, the length of all three.
-            let (a, b, c) = unsafe {
-                (s.load(VALUES.as_ptr().add(i)), s.load(second.as_ptr().add(i)), s.load(third.as_ptr().add(i)))
-            };
+            let [a, b, c] = [&VALUES, &second, &third].map(|v| unsafe { s.load(v.as_ptr().add(i)) });
             let canonical = |v| s.bits(s.select(s.is_nan(v), s.splat(f32::NAN), v));
             let flag = |m| s.select_i(m, s.splat_i(1), s.splat_i(0));
             for (name, v) in [

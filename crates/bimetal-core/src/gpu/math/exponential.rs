@@ -55,13 +55,9 @@ pub fn expm1<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 pub fn erf<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let a = abs::<N>(x);
     let z = x * x;
-    let near = x + x
-        * poly::<N>(z, ERF);
+    let near = x + x * poly::<N>(z, ERF);
     let t = min(a, Vector::new(4.0f32));
-    let minus_q = poly::<N>(
-        t,
-        LN_ERFC,
-    );
+    let minus_q = poly::<N>(t, LN_ERFC);
     let (p, n) = exp_parts::<N>(minus_q, Vector::new(0.0f32));
     let far = Vector::new(1.0f32) - p * power_of_two::<N>(n);
     let y = select_many(a.less_than(&Vector::new(0.85f32)), near, xor_sign::<N>(far, x));

@@ -62,8 +62,7 @@ pub fn tanh<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let a = abs::<N>(x);
     let one = Vector::new(1.0f32);
     let z = a * a;
-    let near = a
-        + a * z * poly::<N>(z, TANH);
+    let near = a + a * z * poly::<N>(z, TANH);
     let doubled = min(a, Vector::new(10.0f32)) * Vector::new(2.0f32);
     let (p, n) = exp_parts::<N>(doubled, Vector::new(0.0f32));
     let far = one - Vector::new(2.0f32) / (p * power_of_two::<N>(n) + one);
@@ -137,10 +136,7 @@ pub fn mish_slope<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
 /// (p, n, 1 + p 2ⁿ) with e^−2|u| = p 2ⁿ for |x| = a: an error of the exponent is a relative error of the result, so it
 /// is kept in two floats.
 #[cube]
-fn tanh_gate<N: Size>(
-    a: Vector<f32, N>,
-    #[comptime] fused: bool,
-) -> (Vector<f32, N>, Vector<i32, N>, Vector<f32, N>) {
+fn tanh_gate<N: Size>(a: Vector<f32, N>, #[comptime] fused: bool) -> (Vector<f32, N>, Vector<i32, N>, Vector<f32, N>) {
     let b = Vector::new(f32::new(B.0));
     let (z, z_lo) = two_prod::<N>(a, a, fused);
     let (t, t_lo) = two_prod::<N>(z, b, fused);
@@ -172,6 +168,7 @@ pub fn gelu_tanh_slope<N: Size>(x: Vector<f32, N>, #[comptime] fused: bool) -> V
 
 /// (a, p, n, M(a)) with a = |x|, e^(−a²/2) = p 2ⁿ and Φ(−a) = p 2ⁿ M(a).
 #[cube]
+#[allow(clippy::type_complexity)]
 fn normal_tail<N: Size>(
     x: Vector<f32, N>,
     #[comptime] fused: bool,
@@ -186,10 +183,7 @@ fn normal_tail<N: Size>(
     let u = one / den;
     let (back, back_lo) = two_prod::<N>(u, den, fused);
     let u_lo = u * ((one - back) - back_lo - u * (den_lo + t_lo));
-    let q = poly::<N>(
-        (u - Vector::new(0.578125f32)) + u_lo,
-        TAIL,
-    );
+    let q = poly::<N>((u - Vector::new(0.578125f32)) + u_lo, TAIL);
     (a, p, n, u * q + u_lo * q)
 }
 

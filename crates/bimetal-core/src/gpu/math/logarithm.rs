@@ -31,10 +31,7 @@ pub(super) fn normalised<N: Size>(x: Vector<f32, N>) -> (Vector<u32, N>, Vector<
 /// ln(2ᵏ (1 + f + rest)).
 #[cube]
 fn combine<N: Size>(k: Vector<f32, N>, f: Vector<f32, N>, rest: Vector<f32, N>) -> Vector<f32, N> {
-    let r = poly::<N>(
-        f,
-        LOG,
-    );
+    let r = poly::<N>(f, LOG);
     let tail = f * f * r + rest;
     // ln 2 cut after 15 bits: exact times any exponent.
     k * Vector::new(0.693_145_75f32) + (f + (tail + hidden::<N>(k, 0xffff_0000u32) * Vector::new(1.428_606_8e-6f32)))

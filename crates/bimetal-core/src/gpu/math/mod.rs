@@ -10,6 +10,9 @@
 //!
 //! [`Gpu::fused`]: crate::Gpu::fused
 
+// Constants are written as they are rounded, and a coefficient near ln 2 is not ln 2.
+#![allow(clippy::excessive_precision, clippy::approx_constant)]
+
 mod exponential;
 mod gate;
 mod logarithm;

@@ -119,8 +119,5 @@ fn whole<N: Size>(x: Vector<f32, N>) -> (Vector<f32, N>, Vector<i32, N>) {
     let size = magnitude::<N>(x);
     let tiny = size.less_than(&Vector::new(NORMAL));
     let scaled = Vector::<f32, N>::cast_from(size) * Vector::new(5.960_464_5e-8f32);
-    (
-        select_many(tiny, xor_sign::<N>(scaled, x), x),
-        select_many(tiny, Vector::new(-125i32), Vector::new(0i32)),
-    )
+    (select_many(tiny, xor_sign::<N>(scaled, x), x), select_many(tiny, Vector::new(-125i32), Vector::new(0i32)))
 }

@@ -8,6 +8,8 @@ use bimetal_core::gpu::kernel::{add_rows, address_type, row_sums, row_vector, ve
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
+
+use super::gpu_row::{hold_row, hold_weights, keep_partials};
 use cubecl::server::Handle;
 
 /// How rows are given to units.
@@ -33,9 +35,9 @@ const PARAMS: RowParams = RowParams {
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Form {
-    centers: bool,
-    weight: bool,
+pub(super) struct Form {
+    pub(super) centers: bool,
+    pub(super) weight: bool,
     /// A plane takes a row rather than a cube.
     by_plane: bool,
 }
@@ -267,15 +269,7 @@ fn gradient_in_registers<F: Float, N: Size>(
     let mut dweight = Array::<Vector<f32, N>>::new(held);
     let mut dbias = Array::<Vector<f32, N>>::new(held);
     let mut weights = Array::<Vector<F, N>>::new(held);
-    #[unroll]
-    for i in 0..held {
-        dweight[i] = Vector::new(0.0f32);
-        dbias[i] = Vector::new(0.0f32);
-        let k = first + i as u32 * step;
-        if comptime!(form.weight) && k < vectors {
-            weights[i] = weight[k as usize];
-        }
-    }
+    hold_weights(&mut dweight, &mut dbias, &mut weights, weight, first, step, vectors, held, form);
     let count = (vectors * N::value() as u32) as f32;
     // Every unit takes the same number of turns; those past the last row redo it without effect.
     let turn_rows = cubes * at_once as usize;
@@ -286,20 +280,7 @@ fn gradient_in_registers<F: Float, N: Size>(
         let mut values = Array::<Vector<f32, N>>::new(held);
         let mut slopes = Array::<Vector<f32, N>>::new(held);
         let mut sums = Array::<f32>::new(4usize);
-        sums[0] = 0.0f32;
-        #[unroll]
-        for i in 0..held {
-            let k = first + i as u32 * step;
-            values[i] = Vector::new(0.0f32);
-            slopes[i] = Vector::new(0.0f32);
-            if k < vectors {
-                values[i] = Vector::cast_from(x[start + k as usize]);
-                slopes[i] = Vector::cast_from(grad[start + k as usize]);
-            }
-            if comptime!(form.centers) {
-                sums[0] += vector_sum(values[i]);
-            }
-        }
+        sums[0] = hold_row(&mut values, &mut slopes, x, grad, start, first, step, vectors, held, form);
         let mut mean = 0.0f32;
         if comptime!(form.centers) {
             row_sums(&mut sums, &mut scratch, 1usize, form.by_plane);
@@ -340,19 +321,7 @@ fn gradient_in_registers<F: Float, N: Size>(
         gather_planes(&mut dbias, first, step, slot, at_once, vectors, held, shared);
     }
     if slot == at_once - 1 && CUBE_POS < cubes {
-        #[unroll]
-        for i in 0..held {
-            let k = first + i as u32 * step;
-            if k < vectors {
-                if comptime!(form.centers) {
-                    let at = CUBE_POS * 2 * vectors as usize + k as usize;
-                    partials[at] = dweight[i];
-                    partials[at + vectors as usize] = dbias[i];
-                } else {
-                    partials[CUBE_POS * vectors as usize + k as usize] = dweight[i];
-                }
-            }
-        }
+        keep_partials(partials, &dweight, &dbias, first, step, vectors, held, form);
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub(crate) mod cpu;
 mod gpu;
+mod gpu_row;
 mod reference;
 
 use crate::normalization::row_norm::{check_same, check_trailing, row_length};

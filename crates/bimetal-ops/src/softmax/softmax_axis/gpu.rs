@@ -31,24 +31,14 @@ pub(super) fn softmax_axis(gpu: &Gpu, kind: Kind, x: &Tensor, axis: usize, y: &m
     let elem = gpu.elem(x.dtype())?;
     let log = kind == Kind::LogSoftmax;
     let address = address_type(x.numel());
-    // SAFETY (each launch below): both buffers hold `outer·n·inner` elements, and the kernels drop rows, vectors and
-    // columns past those counts.
     if inner > 1 {
-        let columns = outer * inner;
-        let units = 128u32.min(gpu.max_units);
+        let (columns, units) = (outer * inner, 128u32.min(gpu.max_units));
+        let (cubes, dim) = (gpu.cubes(columns.div_ceil(units as usize)), CubeDim::new_1d(units));
+        let (client, input, output, n, inner) = (gpu.client(), x.gpu_arg()?, y.gpu_arg()?, n as u32, inner as u32);
+        // SAFETY: both buffers hold `columns` columns of `n` elements; the kernel drops columns past their count.
         unsafe {
             one_unit_per_column::launch_unchecked(
-                gpu.client(),
-                gpu.cubes(columns.div_ceil(units as usize)),
-                CubeDim::new_1d(units),
-                address,
-                x.gpu_arg()?,
-                y.gpu_arg()?,
-                columns,
-                n as u32,
-                inner as u32,
-                log,
-                elem,
+                client, cubes, dim, address, input, output, columns, n, inner, log, elem,
             );
         }
         return Ok(());
@@ -59,6 +49,7 @@ pub(super) fn softmax_axis(gpu: &Gpu, kind: Kind, x: &Tensor, axis: usize, y: &m
     if vectors <= plane_min as usize * PARAMS.plane_vectors {
         let units = 128u32.min(gpu.max_units);
         let planes = (units / gpu.plane.1).max(1) as usize;
+        // SAFETY: both buffers hold `outer` rows of `vectors` vectors; planes past the last row store nothing.
         unsafe {
             one_plane_per_row::launch_unchecked(
                 gpu.client(),
@@ -81,6 +72,7 @@ pub(super) fn softmax_axis(gpu: &Gpu, kind: Kind, x: &Tensor, axis: usize, y: &m
     if vectors <= units as usize * PARAMS.cube_vectors {
         // Enough units that each holds at least two vectors keeps small rows from wasting whole planes.
         let units = units.min((vectors.div_ceil(2).next_multiple_of(gpu.plane.1 as usize)) as u32);
+        // SAFETY: as above; cubes past the last row store nothing.
         unsafe {
             one_cube_per_row::launch_unchecked(
                 gpu.client(),
