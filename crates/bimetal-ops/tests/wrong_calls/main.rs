@@ -51,6 +51,7 @@ const TABLES: &[&[Row]] = &[
     files::FILES,
     operations::SOFTMAX,
     operations::ELEMENTWISE,
+    operations::BINARY,
     operations::REDUCTION,
     operations::NORMALIZATION,
 ];
