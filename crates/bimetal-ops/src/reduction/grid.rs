@@ -176,7 +176,10 @@ mod tests {
         for dims in [(1, 10_000_000, 1), (10, 1_000_000, 1), (1, 4096, 4096), (3, 7, 5), (1, 3, 1), (1 << 20, 10, 1)] {
             let grid = Grid::new(gpu, dims, 4, true);
             assert!(grid.chunk * grid.chunks >= grid.steps && grid.chunk * (grid.chunks - 1) <= grid.steps, "{grid:?}");
-            assert!(grid.across * grid.team <= grid.units && grid.units % (grid.across * grid.team) == 0, "{grid:?}");
+            assert!(
+                grid.across * grid.team <= grid.units && grid.units.is_multiple_of(grid.across * grid.team),
+                "{grid:?}"
+            );
             let elements = grid.outer * grid.steps * grid.columns * grid.width + grid.tail;
             assert_eq!(elements, dims.0 * dims.1 * dims.2, "{grid:?}");
         }
