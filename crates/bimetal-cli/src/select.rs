@@ -29,7 +29,7 @@ fn matching(all: &[Entry], filters: &[String]) -> Result<Vec<Entry>> {
             [&|(_, op)| op.name() == wanted, &|(domain, _)| domain.name == wanted, &|(domain, op)| {
                 op.name().contains(&wanted) || domain.name.contains(&wanted)
             }];
-        let found = tests.iter().find(|test| all.iter().any(|entry| test(entry)));
+        let found = tests.iter().find(|test| all.iter().any(test));
         let Some(test) = found else { bail!(unknown_op(filter)) };
         all.iter().zip(&mut kept).for_each(|(entry, keep)| *keep |= test(entry));
     }
