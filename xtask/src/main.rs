@@ -3,15 +3,16 @@
 mod new_op;
 mod tidy;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask tidy
        cargo xtask new-op <domain> <name>";
 
-/// The repository's root folder.
+/// The repository's root folder. Cargo's answer of today comes first: a target folder may be shared by several checkouts.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the root folder").to_path_buf()
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    here.parent().expect("xtask lies in the root folder").to_path_buf()
 }
 
 fn main() -> ExitCode {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// The family's files and what they start as.
 const TEMPLATES: [(&str, &str); 4] = [
@@ -40,6 +41,8 @@ pub fn run(root: &Path, domain: &str, name: &str) -> Result<String, String> {
         fs::write(folder.join(file), text).map_err(failed)?;
     }
     fs::write(&list, listed).map_err(failed)?;
+    // The name's length decides where lines break. Without rustfmt the files are right, only not yet formatted.
+    let _ = Command::new("rustfmt").args(["--edition", "2024"]).arg(folder.join("mod.rs")).status();
     Ok(format!("{} computes x + 1 and passes its tests; replace what is marked REPLACE", folder.display()))
 }
 
@@ -80,7 +83,6 @@ fn listed(text: &str, name: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::root;
-    use std::process::Command;
 
     #[test]
     fn a_name_joins_the_list() {

@@ -1,6 +1,7 @@
 //! The operations of bimetal: each kernel family in one folder, with its definition, f64 reference, CPU and GPU code,
 //! cases and tests.
 
+pub mod activation;
 pub mod elementwise;
 pub mod normalization;
 mod pointwise;
@@ -8,6 +9,7 @@ pub mod reduction;
 pub mod registry;
 pub mod softmax;
 
+pub use activation::*;
 pub use elementwise::*;
 pub use normalization::*;
 pub use reduction::*;

@@ -48,6 +48,36 @@ pub(crate) fn test(f: impl Predicate, x: [&Tensor; 2], y: &mut Tensor) -> Result
     }
 }
 
+/// The functions of a family on vectors, each of `K` operands and the attributes.
+macro_rules! functions {
+    ($k:literal: $($variant:ident |$s:ident, [$($x:ident),+], $p:ident| $value:expr;)*) => {
+        $(
+            #[derive(Clone, Copy)]
+            struct $variant([f32; 2]);
+
+            impl $crate::pointwise::cpu::Function<$k> for $variant {
+                #[inline(always)]
+                fn eval<S: bimetal_core::cpu::simd::Simd>(self, $s: S, [$($x),+]: [S::F; $k]) -> S::F {
+                    let $p = self.0;
+                    $value
+                }
+            }
+        )*
+
+        pub(super) fn apply(
+            function: super::Function,
+            p: [f32; 2],
+            x: [&bimetal_core::Tensor; $k],
+            y: &mut bimetal_core::Tensor,
+        ) -> bimetal_core::Result<()> {
+            match function {
+                $(super::Function::$variant => $crate::pointwise::cpu::map($variant(p), x, y),)*
+            }
+        }
+    };
+}
+pub(crate) use functions;
+
 struct Map<'a, F, const K: usize> {
     f: F,
     x: [&'a [f32]; K],

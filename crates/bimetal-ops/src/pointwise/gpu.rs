@@ -400,7 +400,8 @@ fn test_two<F: Float, N: Size, A: Size, B: Size, M: Relation>(
         let i = first + k * CUBE_DIM as usize;
         if i < vectors {
             let truth = M::eval::<N>(left[k], right[k], function);
-            let words = comptime!(N::value() / 4);
+            let lanes = N::value();
+            let words = comptime!(lanes / 4);
             #[unroll]
             for w in 0..words {
                 let low = truth.extract(comptime!(4 * w)) | truth.extract(comptime!(4 * w + 1)) << 8u32;
@@ -422,7 +423,7 @@ fn fetch<F: Float, N: Size, A: Size>(
     #[comptime] access: Access,
     #[comptime] rank: usize,
 ) -> Vector<f32, N> {
-    let lanes = comptime!(N::value());
+    let lanes = N::value();
     match comptime!(access) {
         Access::Follow => Vector::cast_from(x[i]),
         Access::Row => Vector::cast_from(x[offset(i * lanes, dims, strides, rank) / lanes]),

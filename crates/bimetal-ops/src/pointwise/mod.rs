@@ -1,11 +1,12 @@
 //! What pointwise families share: how operands broadcast, the loops of either metal, and their usual cases.
 
 pub(crate) mod cpu;
+pub(crate) mod family;
 #[allow(missing_docs)]
 pub(crate) mod gpu;
 
-use bimetal_core::op::{Case, Fill, Input, Op, Role, Specs};
-use bimetal_core::{DType, Error, MAX_RANK, Result, Shape, Spec};
+use bimetal_core::op::Values;
+use bimetal_core::{MAX_RANK, Shape};
 
 /// An output's dimensions with those merged that every operand runs through alike, and each operand's strides there.
 #[derive(Clone, Debug)]
@@ -93,67 +94,52 @@ fn stride(out: &Shape, operand: &Shape, axis: usize) -> usize {
     if operand[own] == 1 { 0 } else { operand.dims()[own + 1..].iter().product() }
 }
 
-/// Checks that the inputs are `names.len()` float tensors of one dtype.
-pub(crate) fn floats(op: &'static str, names: &[&'static str], inputs: &[&Spec]) -> Result<()> {
-    if inputs.len() != names.len() {
-        return Err(Error::argument(op, "inputs", format!("{} tensors, got {}", names.len(), inputs.len())));
-    }
-    for (input, name) in inputs.iter().zip(names) {
-        if !DType::FLOATS.contains(&input.dtype) {
-            return Err(Error::dtype(op, name, input.dtype, &DType::FLOATS));
-        }
-        if input.dtype != inputs[0].dtype {
-            return Err(Error::dtype(op, name, input.dtype, &[inputs[0].dtype]));
-        }
-    }
-    Ok(())
-}
-
-/// The output of a function of float tensors that all have one shape and dtype.
-pub(crate) fn same(op: &'static str, names: &[&'static str], inputs: &[&Spec]) -> Result<Specs> {
-    floats(op, names, inputs)?;
-    for (input, name) in inputs.iter().zip(names) {
-        if input.shape != inputs[0].shape {
-            let expected = format!("the shape {} of `{}`, got {}", inputs[0].shape, names[0], input.shape);
-            return Err(Error::argument(op, name, expected));
-        }
-    }
-    Ok([inputs[0].clone()].into_iter().collect())
-}
-
-/// The shape that float tensors of one dtype broadcast to.
-pub(crate) fn broadcast(op: &'static str, names: &[&'static str], inputs: &[&Spec]) -> Result<Shape> {
-    floats(op, names, inputs)?;
-    inputs[1..].iter().try_fold(inputs[0].shape.clone(), |shape, input| shape.broadcast(&input.shape, op))
-}
-
-/// Extents of the benchmarks of a streaming operation, and whether it is one of those that are timed at every size.
-pub(crate) fn bench_shapes(every_size: bool, matrices: bool) -> Vec<Vec<usize>> {
-    let mut shapes = vec![vec![10_000_000]];
-    if every_size {
-        shapes.extend([vec![67_108_864], vec![1000]]);
-    }
-    if matrices {
-        shapes.extend([vec![4096, 4096], vec![256, 1024]]);
-    }
-    shapes
-}
-
 /// Extents around the vector widths, the block and the unit of work of each loop.
 pub(crate) const AWKWARD: [usize; 16] = [0, 1, 2, 3, 7, 8, 9, 15, 17, 31, 33, 65, 1023, 1025, 2053, 16_411];
 
-/// The usual cases of a function of `arity` tensors of one shape: benchmarks filled with `fill`, awkward extents, and
-/// special values.
-pub(crate) fn cases<O: Op + 'static>(op: impl Fn() -> O, arity: usize, fill: Fill, shapes: &[Vec<usize>]) -> Vec<Case> {
-    let case = |dims: &[usize], fill, role| Case::new(op(), vec![Input::new(dims, fill); arity], role);
-    let mut cases: Vec<_> = shapes.iter().map(|dims| case(dims, fill, Role::Bench)).collect();
-    cases.extend(AWKWARD.iter().map(|&n| case(&[n], fill, Role::Agree)));
-    cases.push(case(&[], fill, Role::Agree));
-    cases.push(case(&[5, 7, 11], fill, Role::Agree));
-    cases.push(case(&[3, 0, 4], fill, Role::Agree));
-    cases.push(case(&[2003], Fill::Magnitudes(1e-6, 1e6, false), Role::Agree).tagged("wide range"));
-    cases.push(case(&[1009], Fill::Specials, Role::Agree).tagged("specials"));
-    cases
+/// Shapes of up to three operands that broadcast: rows, columns, scalars, rows that are no whole vectors, short and long
+/// ones, more dimensions on either side, empty ones, and all eight dimensions.
+pub(crate) const BROADCASTS: &[[&[usize]; 3]] = &[
+    [&[5, 7], &[7], &[5, 1]],
+    [&[5, 7], &[5, 1], &[]],
+    [&[33], &[], &[1]],
+    [&[], &[9], &[9]],
+    [&[64, 256], &[256], &[64, 1]],
+    [&[3, 300], &[3, 1], &[300]],
+    [&[3, 1], &[1, 300], &[3, 300]],
+    [&[3, 1025], &[1025], &[3, 1025]],
+    [&[40, 3], &[3], &[40, 1]],
+    [&[5, 1, 3], &[1, 4, 1], &[3]],
+    [&[2, 3, 4, 8], &[3, 1, 8], &[2, 1, 1, 1]],
+    [&[1], &[1, 1], &[1]],
+    [&[0, 3], &[1, 3], &[3]],
+    [&[2, 1, 2, 1, 2, 1, 2, 5], &[1, 3, 1, 2, 1, 2, 2, 1], &[5]],
+];
+
+/// For references: calls `f` with the operands' values at every element of the shape that they broadcast to, in order.
+/// Index arithmetic of its own, element by element, so that a mistake in [`Layout`] shows.
+pub(crate) fn broadcast(x: &[Values], mut f: impl FnMut(&[f64])) {
+    let shape = x[1..].iter().fold(x[0].spec.shape.clone(), |shape, x| {
+        shape.broadcast(&x.spec.shape, "reference").expect("the case was checked")
+    });
+    let mut index = vec![0; shape.rank()];
+    for _ in 0..shape.numel() {
+        let values: Vec<f64> = x.iter().map(|x| x.data[position(&index, x.dims())]).collect();
+        f(&values);
+        for axis in (0..index.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < shape[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+}
+
+/// Where an operand of extents `dims` has the element at `index` of the broadcast shape.
+fn position(index: &[usize], dims: &[usize]) -> usize {
+    let aligned = &index[index.len() - dims.len()..];
+    aligned.iter().zip(dims).fold(0, |at, (&i, &extent)| at * extent + if extent == 1 { 0 } else { i })
 }
 
 #[cfg(test)]

@@ -167,7 +167,9 @@ pub fn two_prod<N: Size>(
         let b_hi = from_bits::<N>(bits::<N>(b) & upper);
         let a_lo = a - a_hi;
         let b_lo = b - b_hi;
-        ((a_hi * b_hi - product) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo
+        // Hidden, or a_hi b_hi + a_hi b_lo would become a_hi b. The difference has 13 bits.
+        let coarse = hidden::<N>(a_hi * b_hi - product, 0xffff_ff00u32);
+        (coarse + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo
     };
     (product, error)
 }

@@ -113,14 +113,14 @@ pub fn quotient<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>) -> Vector<f32, N>
     scale::<N>(a / b, a_exponent - b_exponent)
 }
 
-/// (m, n) with x = m 2ⁿ and m normal or zero.
+/// (m, n) with x = m 2ⁿ and m normal or zero, where a quotient of two m overflows only if that of the x does.
 #[cube]
 fn whole<N: Size>(x: Vector<f32, N>) -> (Vector<f32, N>, Vector<i32, N>) {
     let size = magnitude::<N>(x);
     let tiny = size.less_than(&Vector::new(NORMAL));
-    let scaled: Vector<f32, N> = Vector::cast_from(size);
+    let scaled = Vector::<f32, N>::cast_from(size) * Vector::new(5.960_464_5e-8f32);
     (
         select_many(tiny, xor_sign::<N>(scaled, x), x),
-        select_many(tiny, Vector::new(-149i32), Vector::new(0i32)),
+        select_many(tiny, Vector::new(-125i32), Vector::new(0i32)),
     )
 }

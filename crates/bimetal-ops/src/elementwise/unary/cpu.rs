@@ -1,49 +1,25 @@
 //! The functions of one element on vectors, from the vector math library.
 
-use super::Function;
-use crate::pointwise::cpu::{self, Function as Vectors};
-use bimetal_core::cpu::{math, simd::Simd};
-use bimetal_core::{Result, Tensor};
-
-macro_rules! functions {
-    ($($variant:ident |$s:ident, $x:ident, $p:ident| $value:expr;)*) => {
-        $(
-            #[derive(Clone, Copy)]
-            struct $variant([f32; 2]);
-
-            impl Vectors<1> for $variant {
-                #[inline(always)]
-                fn eval<S: Simd>(self, $s: S, [$x]: [S::F; 1]) -> S::F {
-                    let $p = self.0;
-                    $value
-                }
-            }
-        )*
-
-        pub(super) fn unary(function: Function, bounds: [f32; 2], x: &Tensor, y: &mut Tensor) -> Result<()> {
-            match function {
-                $(Function::$variant => cpu::map($variant(bounds), [x], y),)*
-            }
-        }
-    };
-}
+use crate::pointwise::cpu::functions;
+use bimetal_core::cpu::math;
 
 functions! {
-    Exp |s, x, _p| math::exp(s, x);
-    Expm1 |s, x, _p| math::expm1(s, x);
-    Log |s, x, _p| math::log(s, x);
-    Log1p |s, x, _p| math::log1p(s, x);
-    Sigmoid |s, x, _p| math::sigmoid(s, x);
-    Tanh |s, x, _p| math::tanh(s, x);
-    Softplus |s, x, _p| math::softplus(s, x);
-    Erf |s, x, _p| math::erf(s, x);
-    Sin |s, x, _p| math::sin(s, x);
-    Cos |s, x, _p| math::cos(s, x);
-    Sqrt |s, x, _p| s.sqrt(x);
-    Rsqrt |s, x, _p| math::rsqrt(s, x);
-    Reciprocal |s, x, _p| s.div(s.splat(1.0), x);
-    Square |s, x, _p| s.mul(x, x);
-    Abs |s, x, _p| s.abs(x);
-    Neg |s, x, _p| s.neg(x);
-    Clamp |s, x, p| s.min_nan(s.max_nan(x, s.splat(p[0])), s.splat(p[1]));
+    1:
+    Exp |s, [x], _p| math::exp(s, x);
+    Expm1 |s, [x], _p| math::expm1(s, x);
+    Log |s, [x], _p| math::log(s, x);
+    Log1p |s, [x], _p| math::log1p(s, x);
+    Sigmoid |s, [x], _p| math::sigmoid(s, x);
+    Tanh |s, [x], _p| math::tanh(s, x);
+    Softplus |s, [x], _p| math::softplus(s, x);
+    Erf |s, [x], _p| math::erf(s, x);
+    Sin |s, [x], _p| math::sin(s, x);
+    Cos |s, [x], _p| math::cos(s, x);
+    Sqrt |s, [x], _p| s.sqrt(x);
+    Rsqrt |s, [x], _p| math::rsqrt(s, x);
+    Reciprocal |s, [x], _p| s.div(s.splat(1.0), x);
+    Square |s, [x], _p| s.mul(x, x);
+    Abs |s, [x], _p| s.abs(x);
+    Neg |s, [x], _p| s.neg(x);
+    Clamp |s, [x], p| s.min_nan(s.max_nan(x, s.splat(p[0])), s.splat(p[1]));
 }

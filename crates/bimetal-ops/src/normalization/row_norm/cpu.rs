@@ -9,6 +9,7 @@ use bimetal_core::cpu::scratch::Scratch;
 use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
 use bimetal_core::{DType, Result, Scalar, Tensor};
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Vectors in a block of the statistics: each of four accumulators adds this many quarters in f32 before the block's
 /// sums go on in f64, and 8 KiB of a row stay in the L1 cache between the two passes.
@@ -64,6 +65,20 @@ impl<E> Clone for Affine<'_, E> {
 }
 
 impl<E> Copy for Affine<'_, E> {}
+
+impl<'a, E: Element> Affine<'a, E> {
+    /// The parameters of some elements.
+    #[inline(always)]
+    pub(crate) fn part(self, range: Range<usize>) -> Self {
+        Self { weight: self.weight.map(|w| &w[range.clone()]), bias: self.bias.map(|b| &b[range]) }
+    }
+
+    /// Factor and term of one element.
+    #[inline(always)]
+    pub(crate) fn at(self, i: usize) -> (f32, f32) {
+        (self.weight.map_or(1.0, |w| w[i].to_f32()), self.bias.map_or(0.0, |b| b[i].to_f32()))
+    }
+}
 
 /// The elements of an optional tensor.
 pub(crate) fn slice<'a, E: Scalar>(tensor: Option<&&'a Tensor>) -> Result<Option<&'a [E]>> {

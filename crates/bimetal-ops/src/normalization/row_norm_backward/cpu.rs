@@ -361,7 +361,7 @@ fn total<S: Simd, E: Element>(s: S, x: &[E]) -> f32 {
 
 /// `Σ ĝ`, `Σ ĝ·d`, `Σ d` and `Σ d²` with `d = x − center`.
 #[inline(always)]
-fn products<S: Simd, E: Element, const CENTERS: bool, const WEIGHT: bool>(
+pub(crate) fn products<S: Simd, E: Element, const CENTERS: bool, const WEIGHT: bool>(
     s: S,
     grad: &[E],
     x: &[E],

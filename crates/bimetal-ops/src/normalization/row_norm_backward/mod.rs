@@ -2,8 +2,8 @@
 //! `dx = rstd·(ĝ − mean(ĝ) − x̂·mean(ĝ·x̂))`, without `mean` and `mean(ĝ)` for RMS norm; over all rows
 //! `dweight = Σ grad·x̂` and `dbias = Σ grad`.
 
-mod cpu;
-mod gpu;
+pub(crate) mod cpu;
+pub(crate) mod gpu;
 mod reference;
 
 use crate::normalization::row_norm::{check_same, check_trailing, row_length};

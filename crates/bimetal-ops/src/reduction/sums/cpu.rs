@@ -52,18 +52,18 @@ fn typed<E: Element + Scalar>(
     let n = dims.1 as f64;
     let spread = Spread { divisor: n - correction as f64, root: kind == Kind::StandardDeviation, out: PhantomData };
     match kind {
-        Kind::Sum => reduce(Total { divisor: 1.0, out: PhantomData }, x, dims, y),
-        Kind::Mean => reduce(Total { divisor: n, out: PhantomData }, x, dims, y),
+        Kind::Sum => reduce(Total { scale: 1.0, out: PhantomData }, x, dims, y),
+        Kind::Mean => reduce(Total { scale: 1.0 / n, out: PhantomData }, x, dims, y),
         Kind::L2Norm => reduce(Norm { out: PhantomData }, x, dims, y),
         Kind::Variance | Kind::StandardDeviation => reduce(spread, x, dims, y),
     }
     Ok(())
 }
 
-/// `Σ x / divisor`.
+/// `scale · Σ x`.
 #[derive(Clone, Copy)]
 struct Total<E> {
-    divisor: f64,
+    scale: f64,
     out: PhantomData<E>,
 }
 
@@ -107,7 +107,7 @@ impl<E: Element + Scalar> Fold<E> for Total<E> {
 
     #[inline(always)]
     fn finish(self, state: f64) -> E {
-        E::from_f64(state / self.divisor)
+        E::from_f64(state * self.scale)
     }
 }
 
