@@ -53,6 +53,7 @@ const TABLES: &[&[Row]] = &[
     files::FILES,
     operations::SOFTMAX,
     operations::ELEMENTWISE,
+    operations::BINARY,
     operations::REDUCTION,
     operations::NORMALIZATION,
 ];

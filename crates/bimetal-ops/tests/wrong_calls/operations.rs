@@ -88,7 +88,73 @@ pub const ELEMENTWISE: &[Row] = &[
     ),
 ];
 
+pub const BINARY: &[Row] = &[
+    ("add: shapes", || add(&f32s(&[2, 3]), &f32s(&[2])).map(drop), Argument, &["add", "`shapes`", "[2, 3] and [2]"]),
+    (
+        "mul: dtypes",
+        || mul(&f32s(&[2]), &zeros(&[2], DType::F16)).map(drop),
+        Kind::DType,
+        &["mul", "`b`", "f16", "F32"],
+    ),
+    ("pow: dtype", || pow(&zeros(&[1], DType::I32), &f32s(&[1])).map(drop), Kind::DType, &["pow", "`a`", "i32"]),
+    (
+        "add: output of one operand's shape",
+        || add_into(&f32s(&[2, 1]), &f32s(&[3]), &mut f32s(&[2, 1])),
+        Argument,
+        &["add", "`out`", "[2, 3], got [2, 1]"],
+    ),
+    ("lt: output dtype", || lt_into(&f32s(&[2]), &f32s(&[2]), &mut f32s(&[2])), Kind::DType, &["lt", "`out`", "Bool"]),
+    ("eq: dtype", || eq(&zeros(&[2], DType::Bool), &zeros(&[2], DType::Bool)).map(drop), Kind::DType, &["eq", "bool"]),
+    (
+        "fma: third operand",
+        || fma(&f32s(&[2]), &f32s(&[2]), &f32s(&[0])).map(drop),
+        Argument,
+        &["fma", "`shapes`", "[2] and [0]"],
+    ),
+    (
+        "exp_backward: no broadcasting",
+        || exp_backward(&f32s(&[2, 3]), &f32s(&[3])).map(drop),
+        Argument,
+        &["exp_backward", "`y`", "[2, 3]", "got [3]"],
+    ),
+    ("gelu: dtype", || gelu(&zeros(&[2], DType::F64)).map(drop), Kind::DType, &["gelu", "`x`", "f64"]),
+    ("elu: output", || elu_into(&f32s(&[2]), 1.0, &mut f32s(&[2, 1])), Argument, &["elu", "`out`", "[2], got [2, 1]"]),
+    (
+        "silu_backward: dtypes",
+        || silu_backward(&zeros(&[2], DType::BF16), &f32s(&[2])).map(drop),
+        Kind::DType,
+        &["silu_backward", "`x`", "f32", "BF16"],
+    ),
+];
+
 pub const REDUCTION: &[Row] = &[
+    (
+        "histogram: no bins",
+        || histogram(&f32s(&[2]), 0, 0.0, 1.0).map(drop),
+        Argument,
+        &["histogram", "`bins`", "got 0"],
+    ),
+    (
+        "histogram: too many bins",
+        || histogram(&f32s(&[2]), usize::MAX, 0.0, 1.0).map(drop),
+        Argument,
+        &["histogram", "`bins`", "16777216"],
+    ),
+    ("histogram: NaN", || histogram(&f32s(&[2]), 4, f64::NAN, 1.0).map(drop), Argument, &["`lo, hi`", "finite", "NaN"]),
+    (
+        "histogram: infinity",
+        || histogram(&f32s(&[2]), 4, 0.0, f64::INFINITY).map(drop),
+        Argument,
+        &["`lo, hi`", "finite", "inf"],
+    ),
+    ("histogram: past f32", || histogram(&f32s(&[2]), 4, 0.0, 1e300).map(drop), Argument, &["`lo, hi`", "finite f32"]),
+    ("histogram: backwards", || histogram(&f32s(&[2]), 4, 1.0, 1.0).map(drop), Argument, &["`lo, hi`", "lo < hi"]),
+    (
+        "histogram: output",
+        || histogram_into(&f32s(&[2]), 4, 0.0, 1.0, &mut zeros(&[5], DType::I64)),
+        Argument,
+        &["histogram", "`out`", "[4], got [5]"],
+    ),
     ("sum: axis", || sum(&f32s(&[2, 3]), Some(2)).map(drop), Argument, &["sum", "axis", "-2..2", "got 2"]),
     ("sum: dtype", || sum(&zeros(&[2], DType::I64), None).map(drop), Kind::DType, &["sum", "`x`", "i64"]),
     ("mean: axis of a scalar", || mean(&f32s(&[]), Some(0)).map(drop), Argument, &["mean", "axis", "[]"]),
@@ -124,6 +190,57 @@ pub const REDUCTION: &[Row] = &[
 ];
 
 pub const NORMALIZATION: &[Row] = &[
+    (
+        "group_norm: groups",
+        || group_norm(&f32s(&[2, 6, 3]), 4, None, None, 1e-5).map(drop),
+        Argument,
+        &["group_norm", "`groups`", "divisor of the 6 channels, got 4"],
+    ),
+    (
+        "group_norm: no groups",
+        || group_norm(&f32s(&[2, 6]), 0, None, None, 1e-5).map(drop),
+        Argument,
+        &["`groups`", "got 0"],
+    ),
+    (
+        "group_norm: no channels",
+        || group_norm(&f32s(&[6]), 1, None, None, 1e-5).map(drop),
+        Argument,
+        &["group_norm", "`x`", "[samples, channels, ...], got [6]"],
+    ),
+    (
+        "group_norm: bias",
+        || group_norm(&f32s(&[2, 6]), 3, None, Some(&f32s(&[3])), 1e-5).map(drop),
+        Argument,
+        &["group_norm", "`bias`", "[6], got [3]"],
+    ),
+    (
+        "batch_norm: one value",
+        || batch_norm(&f32s(&[1, 3]), (&f32s(&[3]), &f32s(&[3])), None, None, 0.1, 1e-5).map(drop),
+        Argument,
+        &["batch_norm", "`x`", "at least two values per channel", "[1, 3]"],
+    ),
+    (
+        "batch_norm: running mean dtype",
+        || {
+            let half = zeros(&[3], DType::F16);
+            batch_norm(&zeros(&[2, 3], DType::F16), (&half, &half), None, None, 0.1, 1e-5).map(drop)
+        },
+        Kind::DType,
+        &["batch_norm", "`running_mean`", "f16", "F32"],
+    ),
+    (
+        "batch_norm_inference: running variance",
+        || batch_norm_inference(&f32s(&[2, 3]), (&f32s(&[3]), &f32s(&[2])), None, None, 1e-5).map(drop),
+        Argument,
+        &["batch_norm_inference", "`running_var`", "[3], got [2]"],
+    ),
+    (
+        "batch_norm_backward: gradient",
+        || batch_norm_backward(&f32s(&[2, 3, 1]), &f32s(&[2, 3]), None, 1e-5).map(drop),
+        Argument,
+        &["batch_norm_backward", "`grad`", "[2, 3], got [2, 3, 1]"],
+    ),
     ("rms_norm: scalar", || rms_norm(&f32s(&[]), None, 1e-5).map(drop), Argument, &["rms_norm", "`x`", "scalar"]),
     ("rms_norm: dtype", || rms_norm(&zeros(&[2], DType::I8), None, 1e-5).map(drop), Kind::DType, &["rms_norm", "i8"]),
     (
