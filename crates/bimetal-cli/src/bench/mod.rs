@@ -68,6 +68,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let shape = args.shape.as_deref().map(text::shape).transpose()?;
     let plan = work::plan(&entries, shape.as_ref(), args.dtype, args.quick)?;
     interrupt::watch();
+    let names: Vec<String> = devices.iter().map(|info| info.device.to_string()).collect();
+    eprintln!("timing {} cases on {}", plan.units.len(), names.join(", "));
     let bar = progress(plan.units.len() * devices.len())?;
     bar.set_message("measuring the machine's limits");
     let peers = Peers::start(&args.against, parallel::threads())?;
@@ -108,6 +110,10 @@ impl Bench<'_> {
                 }
                 self.bar.set_message(format!("{} on {}", unit.label(), roof.info.device));
                 let row = runner::row(unit, prepared, &roof, &mut self.peers, self.budget);
+                if stopped() && row.ok && row.samples == 0 {
+                    // Right, but interrupted before its first sample: neither timed nor wrong.
+                    return Ok(());
+                }
                 self.report.rows.push(row);
                 self.bar.inc(1);
                 if self.written.elapsed() > REWRITE {

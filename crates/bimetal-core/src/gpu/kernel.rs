@@ -1,6 +1,8 @@
-//! Pieces that kernels share: reductions over a cube that assume no plane size, and plain copies.
+//! Pieces that kernels share: reductions over a cube that assume no plane size, sums of columns, and plain copies.
 
 use crate::gpu::Gpu;
+use crate::{Result, Tensor};
+use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
@@ -114,4 +116,142 @@ pub fn vector_sum<N: Size>(v: Vector<f32, N>) -> f32 {
         sum += v.extract(i);
     }
     sum
+}
+
+/// Replaces each of a unit's `count` values by its sum over the units that share a row: those of a plane, or all of the
+/// cube, which must all call it. `scratch` holds `count` values for each plane.
+#[cube]
+pub fn row_sums(
+    values: &mut Array<f32>,
+    scratch: &mut Shared<[f32]>,
+    #[comptime] count: usize,
+    #[comptime] by_plane: bool,
+) {
+    if comptime!(by_plane) {
+        #[unroll]
+        for j in 0..count {
+            values[j] = plane_sum(values[j]);
+        }
+    } else {
+        let plane = (UNIT_POS / PLANE_DIM) as usize;
+        sync_cube();
+        #[unroll]
+        for j in 0..count {
+            let partial = plane_sum(values[j]);
+            if UNIT_POS_PLANE == 0 {
+                scratch[plane * count + j] = partial;
+            }
+            values[j] = 0.0f32;
+        }
+        sync_cube();
+        for i in 0..CUBE_DIM.div_ceil(PLANE_DIM) {
+            #[unroll]
+            for j in 0..count {
+                values[j] += scratch[i as usize * count + j];
+            }
+        }
+    }
+}
+
+/// Replaces each of a unit's `count` values by its sum over the units whose positions are equal modulo `lanes`, a power of
+/// two: all of the cube for one lane. Every unit of the cube must call it. `scratch` holds a value for each unit, or as in
+/// [`row_sums`] for one lane.
+#[cube]
+pub fn lane_sums(
+    values: &mut Array<f32>,
+    scratch: &mut Shared<[f32]>,
+    #[comptime] count: usize,
+    #[comptime] lanes: usize,
+) {
+    if comptime!(lanes == 1) {
+        row_sums(values, scratch, count, false);
+    } else {
+        #[unroll]
+        for j in 0..count {
+            sync_cube();
+            scratch[UNIT_POS as usize] = values[j];
+            let mut half = CUBE_DIM / 2;
+            while half >= comptime!(lanes as u32) {
+                sync_cube();
+                if UNIT_POS < half {
+                    scratch[UNIT_POS as usize] += scratch[(UNIT_POS + half) as usize];
+                }
+                half /= 2;
+            }
+            sync_cube();
+            values[j] = scratch[(UNIT_POS % comptime!(lanes as u32)) as usize];
+        }
+    }
+}
+
+/// Columns that a cube of [`add_rows`] takes: one 128-byte line of each row.
+const SUM_COLUMNS: usize = 32;
+
+/// Adds up `count` rows of f32 in an order that depends on the count alone; the columns go to one or two outputs, `n` to
+/// each, rounded to their dtype. The way from the partial sums of cubes to the gradient of a parameter.
+///
+/// # Errors
+/// Outputs on the host, or a dtype that the device cannot store.
+pub fn add_rows(gpu: &Gpu, rows: Handle, count: usize, n: usize, outputs: &[&mut Tensor]) -> Result<()> {
+    let (Some(first), Some(second)) = (outputs.first(), outputs.last()) else { return Ok(()) };
+    let columns = n * outputs.len();
+    let units = (SUM_COLUMNS * 32).min(gpu.max_units as usize);
+    // SAFETY: there are `count` rows of `columns`, past which the kernel reads nothing; each output has `n` elements.
+    unsafe {
+        column_sums::launch_unchecked(
+            gpu.client(),
+            gpu.cubes(columns.div_ceil(SUM_COLUMNS)),
+            CubeDim::new_1d(units as u32),
+            BufferArg::from_raw_parts(rows, count * columns),
+            first.gpu_arg()?,
+            second.gpu_arg()?,
+            count as u32,
+            columns as u32,
+            n as u32,
+            units,
+            gpu.elem(first.dtype())?,
+        );
+    }
+    Ok(())
+}
+
+/// Each cube adds up a tile of columns: every unit takes rows a fixed step apart, then halves of the units are added.
+#[cube(launch_unchecked)]
+fn column_sums<F: Float>(
+    rows: &[f32],
+    first: &mut [F],
+    second: &mut [F],
+    count: u32,
+    columns: u32,
+    n: u32,
+    #[comptime] units: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    let tile = comptime!(SUM_COLUMNS as u32);
+    let mut sums = Shared::<[f32]>::new_slice(units);
+    let column = CUBE_POS as u32 * tile + UNIT_POS % tile;
+    let step = CUBE_DIM / tile;
+    let mut sum = 0.0f32;
+    let mut row = UNIT_POS / tile;
+    while row < count && column < columns {
+        sum += rows[row as usize * columns as usize + column as usize];
+        row += step;
+    }
+    sums[UNIT_POS as usize] = sum;
+    let mut half = CUBE_DIM / 2;
+    while half >= tile {
+        sync_cube();
+        if UNIT_POS < half {
+            sums[UNIT_POS as usize] += sums[(UNIT_POS + half) as usize];
+        }
+        half /= 2;
+    }
+    if UNIT_POS < tile && column < columns {
+        let total = F::cast_from(sums[UNIT_POS as usize]);
+        if column < n {
+            first[column as usize] = total;
+        } else {
+            second[(column - n) as usize] = total;
+        }
+    }
 }

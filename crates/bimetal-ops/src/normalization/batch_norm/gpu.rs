@@ -2,8 +2,8 @@
 //! without spatial axes a cube takes neighbouring channels side by side, so that its loads stay contiguous.
 
 use super::{BatchNorm, Kind};
-use crate::normalization::row_norm::gpu::{centered_squares, row_sums};
-use bimetal_core::gpu::kernel::{address_type, row_vector, vector_sum};
+use crate::normalization::row_norm::gpu::centered_squares;
+use bimetal_core::gpu::kernel::{address_type, lane_sums, row_vector, vector_sum};
 use bimetal_core::{Error, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -35,17 +35,46 @@ struct Form {
     planes: usize,
 }
 
-/// A tensor's extents in vectors, and how they are cut.
+/// A tensor's extents in vectors, and how its channels are cut.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
 struct Extents {
-    width: usize,
-    channels: usize,
-    spatial: usize,
+    /// Cubes that have a chunk; a launch may have more.
+    cubes: u32,
+    channels: u32,
+    spatial: u32,
     /// Vectors of a channel.
-    vectors: usize,
+    vectors: u32,
     /// Of these, in a chunk.
-    chunk: usize,
-    chunks: usize,
-    cubes: usize,
+    chunk: u32,
+    chunks: u32,
+}
+
+/// What every launch needs.
+struct Job<'a> {
+    op: &'a BatchNorm,
+    gpu: &'a Gpu,
+    x: &'a Tensor,
+    extents: Extents,
+    width: usize,
+    form: Form,
+    elem: ElemType,
+}
+
+impl Job<'_> {
+    fn extents(&self) -> ExtentsLaunch {
+        let Extents { cubes, channels, spatial, vectors, chunk, chunks } = self.extents;
+        ExtentsLaunch::new(cubes, channels, spatial, vectors, chunk, chunks)
+    }
+
+    fn count(&self) -> CubeCount {
+        self.gpu.cubes(self.extents.cubes as usize)
+    }
+
+    /// A buffer of `each` numbers for each chunk of each channel.
+    fn partials(&self, each: usize) -> (Handle, usize) {
+        let n = self.extents.channels as usize * self.extents.chunks as usize * each;
+        (self.gpu.alloc(n * size_of::<f32>()), n)
+    }
 }
 
 pub(super) fn batch_norm(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
@@ -56,8 +85,8 @@ pub(super) fn batch_norm(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs:
     let layout = op.layout(x.shape());
     let width = row_vector(gpu.vector(x.dtype()), layout.spatial);
     let (channels, spatial, vectors) = (layout.channels, layout.spatial / width, layout.count() / width);
-    if vectors > i32::MAX as usize || channels > i32::MAX as usize {
-        let expected = format!("channels of fewer than 2^31 values, got shape {}", x.shape());
+    if vectors.max(channels * PARAMS.chunks) > i32::MAX as usize {
+        let expected = format!("fewer than 2^25 channels of fewer than 2^31 values, got shape {}", x.shape());
         return Err(Error::argument(op.kind.name(), "x", expected));
     }
     let units = PARAMS.units.min(gpu.max_units as usize);
@@ -66,182 +95,130 @@ pub(super) fn batch_norm(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs:
     let wanted = (gpu.processors as usize * PARAMS.cubes).div_ceil(tiles).min(PARAMS.chunks);
     let chunk = vectors.div_ceil(wanted).max(units / lanes * PARAMS.unit_vectors);
     let chunks = vectors.div_ceil(chunk);
-    let extents = Extents { width, channels, spatial, vectors, chunk, chunks, cubes: tiles * chunks };
     let planes = (units / gpu.plane.0 as usize).max(1);
     let form = Form { weight: op.weight, bias: op.bias, lanes, units, planes };
+    let extents = Extents {
+        cubes: (tiles * chunks) as u32,
+        channels: channels as u32,
+        spatial: spatial as u32,
+        vectors: vectors as u32,
+        chunk: chunk as u32,
+        chunks: chunks as u32,
+    };
+    let job = Job { op, gpu, x, extents, width, form, elem: gpu.elem(x.dtype())? };
     match op.kind {
-        Kind::Training => training(op, gpu, inputs, outputs, &extents, form),
-        Kind::Inference => inference(op, gpu, inputs, outputs, &extents, form),
-        Kind::Backward => backward(op, gpu, inputs, outputs, &extents, form),
+        Kind::Training => training(&job, inputs, outputs),
+        Kind::Inference => inference(&job, inputs, outputs),
+        Kind::Backward => backward(&job, inputs, outputs),
     }
+}
+
+/// Launches a kernel with the arguments that all have in common around its own.
+macro_rules! launch {
+    ($job:expr, $kernel:ident, $count:expr, $($argument:expr),* $(,)?) => {{
+        let (job, address) = ($job, address_type($job.x.numel()));
+        let (client, units) = (job.gpu.client(), CubeDim::new_1d(job.form.units as u32));
+        $kernel::launch_unchecked(client, $count, units, address, job.width, $($argument),*, job.form, job.elem)
+    }};
 }
 
 /// Launches the moments of every chunk: three numbers each, chunk after chunk of a channel.
-fn launch_moments(gpu: &Gpu, x: &Tensor, extents: &Extents, form: Form) -> Result<Handle> {
-    let &Extents { width, channels, spatial, vectors, chunk, chunks, cubes } = extents;
-    let moments = gpu.alloc(channels * chunks * 3 * size_of::<f32>());
+fn launch_moments(job: &Job<'_>) -> Result<(Handle, usize)> {
+    let (moments, n) = job.partials(3);
     // SAFETY: `x` holds `vectors` vectors for each channel and there are three moments for each chunk; the kernel drops
     // what is past them.
     unsafe {
-        channel_moments::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(cubes),
-            CubeDim::new_1d(form.units as u32),
-            address_type(x.numel()),
-            width,
-            x.gpu_arg()?,
-            BufferArg::from_raw_parts(moments.clone(), channels * chunks * 3),
-            cubes,
-            channels as u32,
-            spatial as u32,
-            vectors as u32,
-            chunk as u32,
-            chunks as u32,
-            form,
-            gpu.elem(x.dtype())?,
+        launch!(
+            job,
+            channel_moments,
+            job.count(),
+            job.x.gpu_arg()?,
+            BufferArg::from_raw_parts(moments.clone(), n),
+            job.extents(),
         );
     }
-    Ok(moments)
+    Ok((moments, n))
 }
 
-fn training(
-    op: &BatchNorm,
-    gpu: &Gpu,
-    inputs: &[&Tensor],
-    outputs: &mut [&mut Tensor],
-    extents: &Extents,
-    form: Form,
-) -> Result<()> {
-    let x = inputs[0];
-    let moments = launch_moments(gpu, x, extents, form)?;
-    let &Extents { width, channels, spatial, vectors, chunk, chunks, cubes } = extents;
+fn training(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
+    let (moments, n) = launch_moments(job)?;
     // SAFETY: as in `launch_moments`; parameters and statistics have an element for each channel. `x` stands for
     // parameters that are absent: kernels have a fixed list of arguments.
     unsafe {
-        normalize_batch::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(cubes),
-            CubeDim::new_1d(form.units as u32),
-            address_type(x.numel()),
-            width,
-            x.gpu_arg()?,
-            BufferArg::from_raw_parts(moments, channels * chunks * 3),
-            op.weight(inputs).unwrap_or(&x).gpu_arg()?,
-            op.bias(inputs).unwrap_or(&x).gpu_arg()?,
+        launch!(
+            job,
+            normalize_batch,
+            job.count(),
+            job.x.gpu_arg()?,
+            BufferArg::from_raw_parts(moments, n),
+            job.op.weight(inputs).unwrap_or(&job.x).gpu_arg()?,
+            job.op.bias(inputs).unwrap_or(&job.x).gpu_arg()?,
             inputs[1].gpu_arg()?,
             inputs[2].gpu_arg()?,
             outputs[0].gpu_arg()?,
             outputs[1].gpu_arg()?,
             outputs[2].gpu_arg()?,
-            cubes,
-            channels as u32,
-            spatial as u32,
-            vectors as u32,
-            chunk as u32,
-            chunks as u32,
-            op.momentum,
-            op.eps,
-            form,
-            gpu.elem(x.dtype())?,
+            job.extents(),
+            job.op.momentum,
+            job.op.eps,
         );
     }
     Ok(())
 }
 
-fn inference(
-    op: &BatchNorm,
-    gpu: &Gpu,
-    inputs: &[&Tensor],
-    outputs: &mut [&mut Tensor],
-    extents: &Extents,
-    form: Form,
-) -> Result<()> {
-    let x = inputs[0];
-    let total = extents.vectors * extents.channels;
+fn inference(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
+    let total = job.extents.vectors as usize * job.extents.channels as usize;
     // SAFETY: `x` and `y` hold `total` vectors, of which the kernel drops the positions past the end; the rest is as in
     // `training`.
     unsafe {
-        normalize_given::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(total.div_ceil(form.units)),
-            CubeDim::new_1d(form.units as u32),
-            address_type(x.numel()),
-            extents.width,
-            x.gpu_arg()?,
-            op.weight(inputs).unwrap_or(&x).gpu_arg()?,
-            op.bias(inputs).unwrap_or(&x).gpu_arg()?,
+        launch!(
+            job,
+            normalize_given,
+            job.gpu.cubes(total.div_ceil(job.form.units)),
+            job.x.gpu_arg()?,
+            job.op.weight(inputs).unwrap_or(&job.x).gpu_arg()?,
+            job.op.bias(inputs).unwrap_or(&job.x).gpu_arg()?,
             inputs[1].gpu_arg()?,
             inputs[2].gpu_arg()?,
             outputs[0].gpu_arg()?,
             total,
-            extents.channels as u32,
-            extents.spatial as u32,
-            op.eps,
-            form,
-            gpu.elem(x.dtype())?,
+            job.extents(),
+            job.op.eps,
         );
     }
     Ok(())
 }
 
-fn backward(
-    op: &BatchNorm,
-    gpu: &Gpu,
-    inputs: &[&Tensor],
-    outputs: &mut [&mut Tensor],
-    extents: &Extents,
-    form: Form,
-) -> Result<()> {
-    let (grad, x) = (inputs[0], inputs[1]);
-    let moments = launch_moments(gpu, x, extents, form)?;
-    let &Extents { width, channels, spatial, vectors, chunk, chunks, cubes } = extents;
-    let products = gpu.alloc(channels * chunks * 2 * size_of::<f32>());
-    let (address, elem) = (address_type(x.numel()), gpu.elem(x.dtype())?);
+fn backward(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
+    let (moments, n) = launch_moments(job)?;
+    let (products, m) = job.partials(2);
     // SAFETY: as in `training`; there are two products for each chunk.
     unsafe {
-        channel_products::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(cubes),
-            CubeDim::new_1d(form.units as u32),
-            address,
-            width,
-            grad.gpu_arg()?,
-            x.gpu_arg()?,
-            BufferArg::from_raw_parts(moments.clone(), channels * chunks * 3),
-            BufferArg::from_raw_parts(products.clone(), channels * chunks * 2),
-            cubes,
-            channels as u32,
-            spatial as u32,
-            vectors as u32,
-            chunk as u32,
-            chunks as u32,
-            op.eps,
-            form,
-            elem,
+        launch!(
+            job,
+            channel_products,
+            job.count(),
+            inputs[0].gpu_arg()?,
+            job.x.gpu_arg()?,
+            BufferArg::from_raw_parts(moments.clone(), n),
+            BufferArg::from_raw_parts(products.clone(), m),
+            job.extents(),
+            job.op.eps,
         );
-        channel_gradients::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(cubes),
-            CubeDim::new_1d(form.units as u32),
-            address,
-            width,
-            grad.gpu_arg()?,
-            x.gpu_arg()?,
-            op.weight(inputs).unwrap_or(&x).gpu_arg()?,
-            BufferArg::from_raw_parts(moments, channels * chunks * 3),
-            BufferArg::from_raw_parts(products, channels * chunks * 2),
+        launch!(
+            job,
+            channel_gradients,
+            job.count(),
+            inputs[0].gpu_arg()?,
+            job.x.gpu_arg()?,
+            job.op.weight(inputs).unwrap_or(&job.x).gpu_arg()?,
+            BufferArg::from_raw_parts(moments, n),
+            BufferArg::from_raw_parts(products, m),
             outputs[0].gpu_arg()?,
             outputs[1].gpu_arg()?,
             outputs[2].gpu_arg()?,
-            cubes,
-            channels as u32,
-            spatial as u32,
-            vectors as u32,
-            chunk as u32,
-            chunks as u32,
-            op.eps,
-            form,
-            elem,
+            job.extents(),
+            job.op.eps,
         );
     }
     Ok(())
@@ -249,37 +226,9 @@ fn backward(
 
 /// Where vector `e` of a channel lies.
 #[cube]
-fn address(e: u32, channel: u32, channels: u32, spatial: u32) -> usize {
-    ((e / spatial) as usize * channels as usize + channel as usize) * spatial as usize + (e % spatial) as usize
-}
-
-/// Replaces each of a unit's `count` values by its sum over the units of the same channel.
-#[cube]
-fn lane_sums(
-    values: &mut Array<f32>,
-    scratch: &mut Shared<[f32]>,
-    #[comptime] count: usize,
-    #[comptime] form: Form,
-) {
-    if comptime!(form.lanes == 1) {
-        row_sums(values, scratch, count, false);
-    } else {
-        #[unroll]
-        for j in 0..count {
-            sync_cube();
-            scratch[UNIT_POS as usize] = values[j];
-            let mut half = CUBE_DIM / 2;
-            while half >= comptime!(form.lanes as u32) {
-                sync_cube();
-                if UNIT_POS < half {
-                    scratch[UNIT_POS as usize] += scratch[(UNIT_POS + half) as usize];
-                }
-                half /= 2;
-            }
-            sync_cube();
-            values[j] = scratch[(UNIT_POS % comptime!(form.lanes as u32)) as usize];
-        }
-    }
+fn address(e: u32, channel: u32, extents: &Extents) -> usize {
+    let row = (e / extents.spatial) as usize * extents.channels as usize + channel as usize;
+    row * extents.spatial as usize + (e % extents.spatial) as usize
 }
 
 /// Mean, what its rounding lost, and rstd of a channel in `stats[0..3]`, its sum of squared deviations in `stats[3]`.
@@ -288,12 +237,13 @@ fn put_together(
     moments: &[f32],
     stats: &mut Array<f32>,
     channel: u32,
-    vectors: u32,
-    chunk: u32,
-    chunks: u32,
+    extents: &Extents,
     width: u32,
     eps: f32,
 ) {
+    let vectors = extents.vectors;
+    let chunk = extents.chunk;
+    let chunks = extents.chunks;
     let base = channel as usize * chunks as usize * 3;
     let count = vectors as f32 * width as f32;
     let mut mean = 0.0f32;
@@ -322,47 +272,42 @@ fn put_together(
 fn channel_moments<F: Float, N: Size>(
     x: &[Vector<F, N>],
     moments: &mut [f32],
-    cubes: usize,
-    channels: u32,
-    spatial: u32,
-    vectors: u32,
-    chunk: u32,
-    chunks: u32,
+    extents: Extents,
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(if form.lanes == 1 { 2 * form.planes } else { form.units }));
     let lanes = comptime!(form.lanes as u32);
-    let position = min(CUBE_POS, cubes - 1);
-    let part = (position % chunks as usize) as u32;
-    let wanted = (position / chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    let channel = min(wanted, channels - 1);
-    let first = part * chunk + UNIT_POS / lanes;
-    let end = min((part + 1) * chunk, vectors);
-    let count = (end - part * chunk) as f32 * N::value() as f32;
+    let position = min(CUBE_POS, extents.cubes as usize - 1);
+    let part = (position % extents.chunks as usize) as u32;
+    let wanted = (position / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
+    let channel = min(wanted, extents.channels - 1);
+    let first = part * extents.chunk + UNIT_POS / lanes;
+    let end = min((part + 1) * extents.chunk, extents.vectors);
+    let count = (end - part * extents.chunk) as f32 * N::value() as f32;
     let mut sums = Array::<f32>::new(2usize);
     sums[0] = 0.0f32;
     let mut e = first;
     while e < end {
-        let v: Vector<f32, N> = Vector::cast_from(x[address(e, channel, channels, spatial)]);
+        let v: Vector<f32, N> = Vector::cast_from(x[address(e, channel, &extents)]);
         sums[0] += vector_sum(v);
         e += CUBE_DIM / lanes;
     }
-    lane_sums(&mut sums, &mut scratch, 1usize, form);
+    lane_sums(&mut sums, &mut scratch, 1usize, form.lanes);
     let mean = sums[0] / count;
     sums[0] = 0.0f32;
     sums[1] = 0.0f32;
     e = first;
     while e < end {
-        let v: Vector<f32, N> = Vector::cast_from(x[address(e, channel, channels, spatial)]);
+        let v: Vector<f32, N> = Vector::cast_from(x[address(e, channel, &extents)]);
         let d = v - Vector::new(mean);
         sums[0] += vector_sum(d);
         sums[1] += vector_sum(d * d);
         e += CUBE_DIM / lanes;
     }
-    lane_sums(&mut sums, &mut scratch, 2usize, form);
-    if UNIT_POS < lanes && wanted < channels && CUBE_POS < cubes {
-        let at = 3 * (channel as usize * chunks as usize + part as usize);
+    lane_sums(&mut sums, &mut scratch, 2usize, form.lanes);
+    if UNIT_POS < lanes && wanted < extents.channels && CUBE_POS < extents.cubes as usize {
+        let at = 3 * (channel as usize * extents.chunks as usize + part as usize);
         let lost = sums[0] / count;
         moments[at] = mean;
         moments[at + 1] = lost;
@@ -381,26 +326,21 @@ fn normalize_batch<F: Float, N: Size>(
     y: &mut [Vector<F, N>],
     new_mean: &mut [f32],
     new_var: &mut [f32],
-    cubes: usize,
-    channels: u32,
-    spatial: u32,
-    vectors: u32,
-    chunk: u32,
-    chunks: u32,
+    extents: Extents,
     momentum: f32,
     eps: f32,
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
     let lanes = comptime!(form.lanes as u32);
-    let part = (CUBE_POS % chunks as usize) as u32;
-    let channel = (CUBE_POS / chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    if channel < channels && CUBE_POS < cubes {
+    let part = (CUBE_POS % extents.chunks as usize) as u32;
+    let channel = (CUBE_POS / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
+    if channel < extents.channels && CUBE_POS < extents.cubes as usize {
         let mut stats = Array::<f32>::new(4usize);
-        put_together(moments, &mut stats, channel, vectors, chunk, chunks, N::value() as u32, eps);
+        put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
         let c = channel as usize;
         if part == 0 && UNIT_POS < lanes {
-            let count = vectors as f32 * N::value() as f32;
+            let count = extents.vectors as f32 * N::value() as f32;
             new_mean[c] = (1.0f32 - momentum) * running_mean[c] + momentum * (stats[0] + stats[1]);
             new_var[c] = (1.0f32 - momentum) * running_var[c] + momentum * (stats[3] / (count - 1.0f32));
         }
@@ -412,10 +352,10 @@ fn normalize_batch<F: Float, N: Size>(
         if comptime!(form.bias) {
             shift = f32::cast_from(bias[c]);
         }
-        let end = min((part + 1) * chunk, vectors);
-        let mut e = part * chunk + UNIT_POS / lanes;
+        let end = min((part + 1) * extents.chunk, extents.vectors);
+        let mut e = part * extents.chunk + UNIT_POS / lanes;
         while e < end {
-            let at = address(e, channel, channels, spatial);
+            let at = address(e, channel, &extents);
             let v: Vector<f32, N> = Vector::cast_from(x[at]);
             let d = (v - Vector::new(stats[0])) - Vector::new(stats[1]);
             y[at] = Vector::cast_from(d * Vector::new(factor) + Vector::new(shift));
@@ -433,15 +373,14 @@ fn normalize_given<F: Float, N: Size>(
     var: &[f32],
     y: &mut [Vector<F, N>],
     total: usize,
-    channels: u32,
-    spatial: u32,
+    extents: Extents,
     eps: f32,
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
     let at = ABSOLUTE_POS;
     if at < total {
-        let c = at / spatial as usize % channels as usize;
+        let c = at / extents.spatial as usize % extents.channels as usize;
         let v: Vector<f32, N> = Vector::cast_from(x[at]);
         let mut factor = 1.0f32 / (var[c] + eps).sqrt();
         let mut shift = 0.0f32;
@@ -462,31 +401,26 @@ fn channel_products<F: Float, N: Size>(
     x: &[Vector<F, N>],
     moments: &[f32],
     products: &mut [f32],
-    cubes: usize,
-    channels: u32,
-    spatial: u32,
-    vectors: u32,
-    chunk: u32,
-    chunks: u32,
+    extents: Extents,
     eps: f32,
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(if form.lanes == 1 { 2 * form.planes } else { form.units }));
     let lanes = comptime!(form.lanes as u32);
-    let position = min(CUBE_POS, cubes - 1);
-    let part = (position % chunks as usize) as u32;
-    let wanted = (position / chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    let channel = min(wanted, channels - 1);
+    let position = min(CUBE_POS, extents.cubes as usize - 1);
+    let part = (position % extents.chunks as usize) as u32;
+    let wanted = (position / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
+    let channel = min(wanted, extents.channels - 1);
     let mut stats = Array::<f32>::new(4usize);
-    put_together(moments, &mut stats, channel, vectors, chunk, chunks, N::value() as u32, eps);
+    put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
     let mut sums = Array::<f32>::new(2usize);
     sums[0] = 0.0f32;
     sums[1] = 0.0f32;
-    let end = min((part + 1) * chunk, vectors);
-    let mut e = part * chunk + UNIT_POS / lanes;
+    let end = min((part + 1) * extents.chunk, extents.vectors);
+    let mut e = part * extents.chunk + UNIT_POS / lanes;
     while e < end {
-        let at = address(e, channel, channels, spatial);
+        let at = address(e, channel, &extents);
         let v: Vector<f32, N> = Vector::cast_from(x[at]);
         let g: Vector<f32, N> = Vector::cast_from(grad[at]);
         let d = (v - Vector::new(stats[0])) - Vector::new(stats[1]);
@@ -494,9 +428,9 @@ fn channel_products<F: Float, N: Size>(
         sums[1] += vector_sum(g);
         e += CUBE_DIM / lanes;
     }
-    lane_sums(&mut sums, &mut scratch, 2usize, form);
-    if UNIT_POS < lanes && wanted < channels && CUBE_POS < cubes {
-        let at = 2 * (channel as usize * chunks as usize + part as usize);
+    lane_sums(&mut sums, &mut scratch, 2usize, form.lanes);
+    if UNIT_POS < lanes && wanted < extents.channels && CUBE_POS < extents.cubes as usize {
+        let at = 2 * (channel as usize * extents.chunks as usize + part as usize);
         products[at] = sums[0] * stats[2];
         products[at + 1] = sums[1];
     }
@@ -512,26 +446,21 @@ fn channel_gradients<F: Float, N: Size>(
     dx: &mut [Vector<F, N>],
     dweight: &mut [F],
     dbias: &mut [F],
-    cubes: usize,
-    channels: u32,
-    spatial: u32,
-    vectors: u32,
-    chunk: u32,
-    chunks: u32,
+    extents: Extents,
     eps: f32,
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
     let lanes = comptime!(form.lanes as u32);
-    let part = (CUBE_POS % chunks as usize) as u32;
-    let channel = (CUBE_POS / chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    if channel < channels && CUBE_POS < cubes {
+    let part = (CUBE_POS % extents.chunks as usize) as u32;
+    let channel = (CUBE_POS / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
+    if channel < extents.channels && CUBE_POS < extents.cubes as usize {
         let mut stats = Array::<f32>::new(4usize);
-        put_together(moments, &mut stats, channel, vectors, chunk, chunks, N::value() as u32, eps);
+        put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
         let mut scaled = 0.0f32;
         let mut plain = 0.0f32;
-        for i in 0..chunks {
-            let at = 2 * (channel as usize * chunks as usize + i as usize);
+        for i in 0..extents.chunks {
+            let at = 2 * (channel as usize * extents.chunks as usize + i as usize);
             scaled += products[at];
             plain += products[at + 1];
         }
@@ -539,17 +468,17 @@ fn channel_gradients<F: Float, N: Size>(
             dweight[channel as usize] = F::cast_from(scaled);
             dbias[channel as usize] = F::cast_from(plain);
         }
-        let count = vectors as f32 * N::value() as f32;
+        let count = extents.vectors as f32 * N::value() as f32;
         let first = plain / count;
         let second = scaled / count;
         let mut factor = stats[2];
         if comptime!(form.weight) {
             factor *= f32::cast_from(weight[channel as usize]);
         }
-        let end = min((part + 1) * chunk, vectors);
-        let mut e = part * chunk + UNIT_POS / lanes;
+        let end = min((part + 1) * extents.chunk, extents.vectors);
+        let mut e = part * extents.chunk + UNIT_POS / lanes;
         while e < end {
-            let at = address(e, channel, channels, spatial);
+            let at = address(e, channel, &extents);
             let v: Vector<f32, N> = Vector::cast_from(x[at]);
             let g: Vector<f32, N> = Vector::cast_from(grad[at]);
             let unit = ((v - Vector::new(stats[0])) - Vector::new(stats[1])) * Vector::new(stats[2]);

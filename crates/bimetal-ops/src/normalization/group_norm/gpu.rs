@@ -2,9 +2,8 @@
 //! launch adds up the samples' gradients of the parameters.
 
 use super::{GroupNorm, Kind, Layout};
-use crate::normalization::row_norm::gpu::{centered_squares, row_sums};
-use crate::normalization::row_norm_backward::gpu::add_up;
-use bimetal_core::gpu::kernel::{address_type, row_vector, vector_sum};
+use crate::normalization::row_norm::gpu::centered_squares;
+use bimetal_core::gpu::kernel::{add_rows, address_type, row_sums, row_vector, vector_sum};
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -30,7 +29,7 @@ pub(super) fn group_norm(op: &GroupNorm, gpu: &Gpu, inputs: &[&Tensor], outputs:
     }
     let partials = gpu.alloc(samples * channels * 2 * size_of::<f32>());
     if empty {
-        return add_up(gpu, partials, 0, channels, &outputs[1..]);
+        return add_rows(gpu, partials, 0, channels, &outputs[1..]);
     }
     let rows = samples * groups;
     let width = row_vector(gpu.vector(x.dtype()), spatial);
@@ -94,7 +93,7 @@ pub(super) fn group_norm(op: &GroupNorm, gpu: &Gpu, inputs: &[&Tensor], outputs:
             elem,
         );
     }
-    add_up(gpu, partials, samples, channels, &outputs[1..])
+    add_rows(gpu, partials, samples, channels, &outputs[1..])
 }
 
 /// The mean of a group, what its rounding lost, and rstd, in `sums[0..3]`.

@@ -2,7 +2,7 @@
 //! in chunks, whose moments a second launch puts together.
 
 use super::{Arguments, RowNorm, row_length};
-use bimetal_core::gpu::kernel::{address_type, row_vector, vector_sum};
+use bimetal_core::gpu::kernel::{address_type, row_sums, row_vector, vector_sum};
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -183,41 +183,6 @@ fn long_rows(gpu: &Gpu, eps: f32, form: Form, buffers: &Buffers<'_>, shape: Rows
         );
     }
     Ok(())
-}
-
-/// Replaces each of a unit's `count` values by its sum over the units that share a row: those of a plane, or all of the
-/// cube, which must all call it. `scratch` holds `count` values for each plane.
-#[cube]
-pub(crate) fn row_sums(
-    values: &mut Array<f32>,
-    scratch: &mut Shared<[f32]>,
-    #[comptime] count: usize,
-    #[comptime] by_plane: bool,
-) {
-    if comptime!(by_plane) {
-        #[unroll]
-        for j in 0..count {
-            values[j] = plane_sum(values[j]);
-        }
-    } else {
-        let plane = (UNIT_POS / PLANE_DIM) as usize;
-        sync_cube();
-        #[unroll]
-        for j in 0..count {
-            let partial = plane_sum(values[j]);
-            if UNIT_POS_PLANE == 0 {
-                scratch[plane * count + j] = partial;
-            }
-            values[j] = 0.0f32;
-        }
-        sync_cube();
-        for i in 0..CUBE_DIM.div_ceil(PLANE_DIM) {
-            #[unroll]
-            for j in 0..count {
-                values[j] += scratch[i as usize * count + j];
-            }
-        }
-    }
 }
 
 /// Loads a unit's vectors of a row (those past its end are zeros), adds the residual and stores the sum as `h`; returns

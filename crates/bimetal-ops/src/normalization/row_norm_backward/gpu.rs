@@ -2,9 +2,9 @@
 //! parameters, then one launch that adds the cubes' sums up; rows too long for that in three launches.
 
 use super::RowNormBackward;
-use crate::normalization::row_norm::gpu::{centered_squares, row_sums};
+use crate::normalization::row_norm::gpu::centered_squares;
 use crate::normalization::row_norm::row_length;
-use bimetal_core::gpu::kernel::{address_type, row_vector, vector_sum};
+use bimetal_core::gpu::kernel::{add_rows, address_type, row_sums, row_vector, vector_sum};
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -22,8 +22,6 @@ struct RowParams {
     plane_units: usize,
     /// Units that a multiprocessor is given; cubes go on to further rows beyond it.
     resident_units: usize,
-    /// Columns that a cube of the final sum takes.
-    sum_columns: usize,
 }
 
 const PARAMS: RowParams = RowParams {
@@ -32,7 +30,6 @@ const PARAMS: RowParams = RowParams {
     cube_units: 1024,
     plane_units: 256,
     resident_units: 1024,
-    sum_columns: 32,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,33 +86,7 @@ pub(super) fn row_norm_backward(
     } else {
         long_rows(gpu, &job)?
     };
-    add_up(gpu, partials, count, n, &outputs[1..])
-}
-
-/// Sums the `count` rows of partial sums; the columns go to the outputs one after the other, `n` to each.
-pub(crate) fn add_up(gpu: &Gpu, partials: Handle, count: usize, n: usize, outputs: &[&mut Tensor]) -> Result<()> {
-    let columns = n * outputs.len();
-    let units = (PARAMS.sum_columns * 32).min(gpu.max_units as usize);
-    let second = outputs.last().expect("there is an output");
-    // SAFETY: the partial sums are `count` rows of `columns`, of which the kernel drops the positions past the end;
-    // each output has `n` elements.
-    unsafe {
-        column_sums::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(columns.div_ceil(PARAMS.sum_columns)),
-            CubeDim::new_1d(units as u32),
-            BufferArg::from_raw_parts(partials, count * columns),
-            outputs[0].gpu_arg()?,
-            second.gpu_arg()?,
-            count as u32,
-            columns as u32,
-            n as u32,
-            PARAMS.sum_columns as u32,
-            units,
-            gpu.elem(outputs[0].dtype())?,
-        );
-    }
-    Ok(())
+    add_rows(gpu, partials, count, n, &outputs[1..])
 }
 
 fn in_registers(gpu: &Gpu, job: &Job<'_>) -> Result<(Handle, usize)> {
@@ -153,7 +124,8 @@ fn in_registers(gpu: &Gpu, job: &Job<'_>) -> Result<(Handle, usize)> {
             vectors as u32,
             job.eps,
             held,
-            if form.by_plane { vectors } else { 1 },
+            // Not the vectors themselves: rows of many lengths share a kernel.
+            if form.by_plane { held * plane_min } else { 1 },
             form,
             (units / plane_min).max(1),
             gpu.elem(job.x.dtype())?,
@@ -367,7 +339,7 @@ fn gradient_in_registers<F: Float, N: Size>(
         gather_planes(&mut dweight, first, step, slot, at_once, vectors, held, shared);
         gather_planes(&mut dbias, first, step, slot, at_once, vectors, held, shared);
     }
-    if slot == 0 && CUBE_POS < cubes {
+    if slot == at_once - 1 && CUBE_POS < cubes {
         #[unroll]
         for i in 0..held {
             let k = first + i as u32 * step;
@@ -384,7 +356,7 @@ fn gradient_in_registers<F: Float, N: Size>(
     }
 }
 
-/// The sums of a cube's planes in its first plane, plane after plane.
+/// Adds up the sums of a cube's planes, plane after plane; the last one has the total.
 #[cube]
 fn gather_planes<N: Size>(
     sums: &mut Array<Vector<f32, N>>,
@@ -412,13 +384,6 @@ fn gather_planes<N: Size>(
             }
         }
         sync_cube();
-    }
-    #[unroll]
-    for i in 0..held {
-        let k = first + i as u32 * step;
-        if k < vectors {
-            sums[i] = total[k as usize];
-        }
     }
 }
 
@@ -531,47 +496,6 @@ fn gradient_by_columns<F: Float, N: Size>(
             partials[at + vectors as usize] = dbias;
         } else {
             partials[part * vectors as usize + k as usize] = dweight;
-        }
-    }
-}
-
-/// Each cube adds up a tile of columns: every unit takes rows a fixed step apart, then halves of the units are added.
-#[cube(launch_unchecked)]
-fn column_sums<F: Float>(
-    partials: &[f32],
-    first: &mut [F],
-    second: &mut [F],
-    count: u32,
-    columns: u32,
-    n: u32,
-    tile: u32,
-    #[comptime] units: usize,
-    #[define(F)] _dtype: ElemType,
-) {
-    let mut sums = Shared::<[f32]>::new_slice(units);
-    let column = CUBE_POS as u32 * tile + UNIT_POS % tile;
-    let step = CUBE_DIM / tile;
-    let mut sum = 0.0f32;
-    let mut row = UNIT_POS / tile;
-    while row < count && column < columns {
-        sum += partials[row as usize * columns as usize + column as usize];
-        row += step;
-    }
-    sums[UNIT_POS as usize] = sum;
-    let mut half = CUBE_DIM / 2;
-    while half >= tile {
-        sync_cube();
-        if UNIT_POS < half {
-            sums[UNIT_POS as usize] += sums[(UNIT_POS + half) as usize];
-        }
-        half /= 2;
-    }
-    if UNIT_POS < tile && column < columns {
-        let total = F::cast_from(sums[UNIT_POS as usize]);
-        if column < n {
-            first[column as usize] = total;
-        } else {
-            second[(column - n) as usize] = total;
         }
     }
 }

@@ -80,8 +80,8 @@ impl Histogram {
         let edge = |i: usize| if i == bins { hi as f32 } else { (i as f64 * step + lo) as f32 };
         let scale = 1.0 / step;
         let epsilon = f64::from(f32::EPSILON);
-        // Both edges are rounded to f32, and the position has three roundings.
-        let error = epsilon * (lo.abs().max(hi.abs()) * scale * 2.0 + bins as f64 * 4.0);
+        // Half a unit in the last place for each of the two edges and for each of the position's three roundings.
+        let error = epsilon * (lo.abs().max(hi.abs()) * scale + bins as f64 * 2.0);
         let usable = error <= 0.0625 && hi - lo < 1e38 && (1e-38..1e38).contains(&scale);
         Bins {
             edges: (0..=bins).map(edge).collect(),

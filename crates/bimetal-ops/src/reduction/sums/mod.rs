@@ -31,7 +31,7 @@ struct Sums {
 
 /// The two public functions of a kind.
 macro_rules! reduction {
-    ($kind:ident: $name:ident, $into:ident $(, $correction:ident)?; $what:literal; $notes:literal; $example:literal) => {
+    ($kind:ident: $name:ident, $into:ident $(, $correction:ident = $one:literal)?; $what:literal; $notes:literal; $example:literal) => {
         #[doc = $what]
         ///
         /// `x` is f32, f16 or bf16; the result has its dtype, without the axis (a scalar, shape `[]`, for `None`).
@@ -63,8 +63,8 @@ macro_rules! reduction {
         #[doc = concat!("# use bimetal_ops::{", stringify!($name), ", ", stringify!($into), "};")]
         /// let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 6.0], &[2, 2])?;
         /// let mut y = Tensor::zeros(&[2, 1], DType::F32)?;
-        #[doc = concat!(stringify!($into), "(&x, Some(1) ", $(", ", stringify!($correction = 1), )? ", &mut y)?;")]
-        #[doc = concat!("let expected = ", stringify!($name), "(&x, Some(1)", $(", ", stringify!($correction = 1), )? ")?;")]
+        #[doc = concat!(stringify!($into), "(&x, Some(1) ", $(", ", stringify!($one), )? ", &mut y)?;")]
+        #[doc = concat!("let expected = ", stringify!($name), "(&x, Some(1)", $(", ", stringify!($one), )? ")?;")]
         /// assert_eq!(y.to_vec::<f32>()?, expected.to_vec::<f32>()?);
         /// # Ok::<(), bimetal_core::Error>(())
         /// ```
@@ -94,13 +94,13 @@ reduction!(
     "let huge = Tensor::from_slice(&[3e30f32, 4e30], &[2])?;\nassert_eq!(l2_norm(&huge, None)?.to_vec::<f32>()?, [5e30]);"
 );
 reduction!(
-    Variance: variance, variance_into, correction;
+    Variance: variance, variance_into, correction = 1;
     "The variance `Σ (x − mean)² / (n − correction)` over `axis`, or of all elements for `None`; `correction` 1 is the unbiased estimate.";
     "Deviations are from the mean of each block, and blocks are merged by Chan's formula. With `n ≤ correction` it is NaN.";
     "assert_eq!(variance(&x, Some(1), 1)?.to_vec::<f32>()?, [0.5, 4.5]);"
 );
 reduction!(
-    StandardDeviation: standard_deviation, standard_deviation_into, correction;
+    StandardDeviation: standard_deviation, standard_deviation_into, correction = 1;
     "The square root of the variance over `axis`, or of all elements for `None`; see `variance` for `correction`.";
     "A variance that f32 cannot hold may overflow or underflow on a GPU.";
     "assert_eq!(standard_deviation(&x, Some(0), 0)?.to_vec::<f32>()?, [1.0, 2.0]);"
