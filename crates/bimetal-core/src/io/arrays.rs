@@ -53,7 +53,7 @@ impl Tensor {
     /// ```
     /// use bimetal_core::{DType, Tensor};
     /// let x = Tensor::zeros(&[2, 3, 4], DType::F64)?;
-    /// assert_eq!(x.to_ndarray::<f64>()?, ndarray::ArrayD::zeros(vec![2, 3, 4]));
+    /// assert_eq!(x.to_ndarray::<f64>()?, ndarray::ArrayD::<f64>::zeros(vec![2, 3, 4]));
     /// # Ok::<(), bimetal_core::Error>(())
     /// ```
     pub fn to_ndarray<T: Scalar>(&self) -> Result<ArrayD<T>> {
