@@ -3,7 +3,7 @@
 //! At ten million elements most of the time of an allocating call is page faults; a pooled buffer has its pages.
 
 use memmap2::{Mmap, MmapMut};
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -31,18 +31,19 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    fn new(capacity: usize) -> Self {
+    /// A zeroed block; `None` where the system has no memory for it.
+    fn new(capacity: usize) -> Option<Self> {
         if capacity >= MAPPED
             && let Ok(map) = MmapMut::map_anon(capacity)
         {
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
-            return Self::Mapped(map);
+            return Some(Self::Mapped(map));
         }
-        let layout = Layout::from_size_align(capacity, ALIGNMENT).expect("a shape's bytes fit in isize");
+        let layout = Layout::from_size_align(capacity, ALIGNMENT).ok()?;
         // SAFETY: the layout's size is not zero.
-        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
-        Self::Heap { ptr, layout }
+        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(Self::Heap { ptr, layout })
     }
 
     fn as_slice(&self) -> &[u8] {
@@ -89,9 +90,9 @@ pub(crate) struct HostBuffer {
 }
 
 impl HostBuffer {
-    /// A buffer of `len` bytes with unspecified but initialised contents.
-    pub fn new(len: usize) -> Self {
-        let capacity = len.max(1).next_multiple_of(ALIGNMENT);
+    /// A buffer of `len` bytes with unspecified but initialised contents; `None` where the system has no memory for it.
+    pub fn new(len: usize) -> Option<Self> {
+        let capacity = len.max(1).checked_next_multiple_of(ALIGNMENT)?;
         let pooled = {
             let mut pool = POOL.lock().unwrap_or_else(|e| e.into_inner());
             let fit = pool.free.range(capacity..=capacity + capacity / 4).find(|(_, v)| !v.is_empty()).map(|(&c, _)| c);
@@ -101,7 +102,7 @@ impl HostBuffer {
                 Some(block)
             })
         };
-        Self { block: Some(pooled.unwrap_or_else(|| Block::new(capacity))), len }
+        Some(Self { block: Some(pooled.or_else(|| Block::new(capacity))?), len })
     }
 
     /// A part of a mapped file, which is never written through.
@@ -151,14 +152,15 @@ mod tests {
     #[test]
     fn buffers_are_aligned_and_reused() {
         for len in [100_003, MAPPED + 5] {
-            let buffer = HostBuffer::new(len);
+            let buffer = HostBuffer::new(len).unwrap();
             let address = buffer.bytes().as_ptr() as usize;
             assert_eq!(address % ALIGNMENT, 0);
             assert_eq!(buffer.bytes().len(), len);
             drop(buffer);
-            let again: Vec<_> = (0..8).map(|_| HostBuffer::new(len)).collect();
+            let again: Vec<_> = (0..8).map(|_| HostBuffer::new(len).unwrap()).collect();
             assert!(again.iter().any(|b| b.bytes().as_ptr() as usize == address));
         }
-        assert_eq!(HostBuffer::new(0).bytes().len(), 0);
+        assert_eq!(HostBuffer::new(0).unwrap().bytes().len(), 0);
+        assert!(HostBuffer::new(1 << 50).is_none() && HostBuffer::new(isize::MAX as usize).is_none());
     }
 }

@@ -258,7 +258,7 @@ pub fn run_here(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) ->
 
 /// Checks inputs and outputs against each other, and gives every output storage of its own.
 fn accept(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
-    let specs: ArrayVec<&Spec, 8> = inputs.iter().map(|t| t.spec()).collect();
+    let specs = specs(op, inputs)?;
     let expected = op.outputs(&specs)?;
     let device = inputs.first().map_or(Device::Cpu, |t| t.device());
     for tensor in inputs {
@@ -284,8 +284,7 @@ fn accept(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Resul
             return Err(Error::argument(op.name(), "out", format!("shape {}, got {}", spec.shape, output.shape())));
         }
     }
-    outputs.iter_mut().for_each(|output| output.make_unique());
-    Ok(())
+    outputs.iter_mut().try_for_each(|output| output.make_unique())
 }
 
 /// Applies `op` and returns new tensors on the device where the inputs live.
@@ -293,7 +292,7 @@ fn accept(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Resul
 /// # Errors
 /// As [`run_into`].
 pub fn run(op: &dyn Op, inputs: &[&Tensor]) -> Result<ArrayVec<Tensor, 4>> {
-    let specs: ArrayVec<&Spec, 8> = inputs.iter().map(|t| t.spec()).collect();
+    let specs = specs(op, inputs)?;
     let expected = op.outputs(&specs)?;
     let device = inputs.first().map_or(Device::Cpu, |t| t.device());
     let mut made = ArrayVec::<Tensor, 4>::new();
@@ -313,6 +312,14 @@ pub fn run(op: &dyn Op, inputs: &[&Tensor]) -> Result<ArrayVec<Tensor, 4>> {
 /// As [`run_into`].
 pub fn run_one(op: &dyn Op, inputs: &[&Tensor]) -> Result<Tensor> {
     Ok(run(op, inputs)?.remove(0))
+}
+
+/// The inputs' specs; no operation has more than eight inputs.
+fn specs<'a>(op: &dyn Op, inputs: &[&'a Tensor]) -> Result<ArrayVec<&'a Spec, 8>> {
+    if inputs.len() > 8 {
+        return Err(Error::argument(op.name(), "inputs", format!("at most 8 tensors, got {}", inputs.len())));
+    }
+    Ok(inputs.iter().map(|t| t.spec()).collect())
 }
 
 fn misplaced(op: &dyn Op, argument: &'static str, tensor: &Tensor, device: Device) -> Error {

@@ -61,28 +61,32 @@ impl Tensor {
     /// A host tensor with unspecified (initialised) contents, meant to be written by an operation.
     ///
     /// # Errors
-    /// A shape that [`Shape::new`] refuses.
+    /// A shape that [`Shape::new`] refuses, or one that the machine has no memory for.
     pub fn empty(dims: &[usize], dtype: DType) -> Result<Self> {
-        Ok(Self::empty_spec(Spec::new(Shape::new(dims)?, dtype)))
+        Self::empty_spec(Spec::new(Shape::new(dims)?, dtype))
     }
 
-    pub(crate) fn empty_spec(spec: Spec) -> Self {
-        let mut buffer = HostBuffer::new(spec.bytes());
+    pub(crate) fn empty_spec(spec: Spec) -> Result<Self> {
+        let mut buffer = HostBuffer::new(spec.bytes()).ok_or_else(|| Error::Runtime {
+            op: "empty",
+            device: Device::Cpu.to_string(),
+            reason: format!("no memory for the {} bytes of {} {}", spec.bytes(), spec.dtype, spec.shape),
+        })?;
         if spec.dtype == DType::Bool
             && let Some(bytes) = buffer.bytes_mut()
         {
             bytes.fill(0);
         }
-        Self { offset: 0, storage: Storage::Host(Arc::new(buffer)), spec }
+        Ok(Self { offset: 0, storage: Storage::Host(Arc::new(buffer)), spec })
     }
 
     /// A tensor of `spec` on `device` with unspecified contents.
     ///
     /// # Errors
-    /// A device that is not available.
+    /// A device that is not available, or no memory.
     pub fn empty_on(spec: Spec, device: Device) -> Result<Self> {
         match device {
-            Device::Cpu => Ok(Self::empty_spec(spec)),
+            Device::Cpu => Self::empty_spec(spec),
             _ => Ok(Self::empty_gpu(spec, Gpu::get(device)?)),
         }
     }
@@ -101,7 +105,7 @@ impl Tensor {
     /// A host tensor of zeros.
     ///
     /// # Errors
-    /// A shape that [`Shape::new`] refuses.
+    /// A shape that [`Shape::new`] refuses, or one that the machine has no memory for.
     pub fn zeros(dims: &[usize], dtype: DType) -> Result<Self> {
         let mut tensor = Self::empty(dims, dtype)?;
         tensor.host_bytes_mut()?.fill(0);
@@ -277,7 +281,7 @@ impl Tensor {
         }
         match (&self.storage, device) {
             (Storage::Gpu { gpu, .. }, Device::Cpu) => {
-                let mut out = Self::empty_spec(self.spec.clone());
+                let mut out = Self::empty_spec(self.spec.clone())?;
                 gpu.read(self.gpu_handle()?, out.host_bytes_mut()?)?;
                 Ok(out)
             }
@@ -315,7 +319,7 @@ impl Tensor {
         if let Storage::Gpu { gpu, .. } = &self.storage {
             return Err(self.misplaced("host_bytes_mut", gpu.device(), "cpu"));
         }
-        self.make_unique();
+        self.make_unique()?;
         let (start, len) = (self.offset * self.dtype().size(), self.spec.bytes());
         match &mut self.storage {
             Storage::Host(buffer) => {
@@ -327,11 +331,14 @@ impl Tensor {
     }
 
     /// Replaces shared storage by fresh storage, so that writing changes no other tensor.
-    pub(crate) fn make_unique(&mut self) {
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub(crate) fn make_unique(&mut self) -> Result<()> {
         match &mut self.storage {
             Storage::Host(buffer) => {
                 if HostBuffer::exclusive(buffer).is_none() {
-                    *self = Self::empty_spec(self.spec.clone());
+                    *self = Self::empty_spec(self.spec.clone())?;
                 }
             }
             Storage::Gpu { gpu, owner, .. } => {
@@ -340,6 +347,7 @@ impl Tensor {
                 }
             }
         }
+        Ok(())
     }
 
     /// The CubeCL handle of a GPU tensor, positioned at its first element.

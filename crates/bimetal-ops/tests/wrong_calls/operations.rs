@@ -5,6 +5,15 @@ use bimetal_core::DType;
 use bimetal_ops::*;
 
 pub const SOFTMAX: &[Row] = &[
+    (
+        "run: nine inputs",
+        || {
+            let (_, softmax) = registry::ops().find(|(_, op)| op.name() == "softmax").unwrap();
+            bimetal_core::op::run(softmax.cases()[0].op.as_ref(), &[&f32s(&[2]); 9]).map(drop)
+        },
+        Argument,
+        &["softmax", "`inputs`", "got 9"],
+    ),
     ("softmax: axis", || softmax(&f32s(&[2, 3]), 2).map(drop), Argument, &["softmax", "axis", "-2..2", "got 2"]),
     ("softmax: negative axis", || softmax(&f32s(&[2, 3]), -3).map(drop), Argument, &["softmax", "axis", "got -3"]),
     ("softmax: farthest axis", || softmax(&f32s(&[2]), isize::MIN).map(drop), Argument, &["softmax", "axis"]),

@@ -22,6 +22,8 @@ pub const TENSORS: &[Row] = &[
     ),
     ("zeros: product", || Tensor::zeros(&[usize::MAX, 2], DType::U8).map(drop), Argument, &["dims"]),
     ("empty: product", || Tensor::empty(&[1 << 62], DType::F64).map(drop), Argument, &["dims"]),
+    ("zeros: memory", || Tensor::zeros(&[1 << 50], DType::U8).map(drop), Kind::Runtime, &["cpu", "1125899906842624"]),
+    ("empty: last shape", || Tensor::empty(&[(1 << 60) - 1], DType::F64).map(drop), Kind::Runtime, &["no memory"]),
     ("from_slice: short", || Tensor::from_slice(&[1.0f32], &[2]).map(drop), Argument, &["from_slice", "data", "got 1"]),
     ("from_slice: long", || Tensor::from_slice(&[1u8; 3], &[2, 0]).map(drop), Argument, &["0 elements", "got 3"]),
     ("from_f64: short", || Tensor::from_f64(&[], &[], DType::BF16).map(drop), Argument, &["1 elements", "got 0"]),

@@ -178,7 +178,7 @@ impl Archive {
             Ok(tensor)
         };
         let from_reader = |reader: &mut dyn Read| {
-            let mut tensor = Tensor::empty_spec(spec.clone());
+            let mut tensor = Tensor::empty_spec(spec.clone())?;
             fill(FORMAT, reader, tensor.host_bytes_mut()?)?;
             bool_checked(tensor)
         };
