@@ -13,5 +13,5 @@
 //! both transfers.
 
 pub use bimetal_core::{DType, Device, DeviceInfo, Error, Result, Shape, Spec, Tensor, devices, trim_host_pool};
-pub use bimetal_core::{calibrate, route};
+pub use bimetal_core::{calibrate, io, route};
 pub use bimetal_ops::*;
