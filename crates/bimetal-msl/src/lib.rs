@@ -1,6 +1,6 @@
 //! The Metal source of every kernel in the registry, emitted and type-checked on a machine without Metal.
 //!
-//! [`connect`] gives a [`Gpu`](bimetal_core::Gpu) behind which [`recorder`] only compiles what it is asked to launch;
+//! [`connect`] gives a [`Gpu`] behind which [`recorder`] only compiles what it is asked to launch;
 //! [`emit::all`] walks the registry's cases through it; [`clang`] checks the sources against a stand-in for Metal's
 //! headers. This proves lowering, types and limits, not Apple's compiler.
 

@@ -155,7 +155,7 @@ pub fn row_sums(
 
 /// Replaces each of a unit's `count` values by its sum over the units whose positions are equal modulo `lanes`, a power of
 /// two: all of the cube for one lane. Every unit of the cube must call it. `scratch` holds a value for each unit, or as in
-/// [`row_sums`] for one lane.
+/// [`row_sums()`] for one lane.
 #[cube]
 pub fn lane_sums(
     values: &mut Array<f32>,

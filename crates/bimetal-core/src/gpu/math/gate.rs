@@ -92,7 +92,7 @@ pub fn silu<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     gate::<N>(x, x, -(a * p), Vector::new(1.0f32) + scale::<N>(p, n), n)
 }
 
-/// The slope of [`silu`], σ (1 + x (1 − σ)).
+/// The slope of [`silu()`], σ (1 + x (1 − σ)).
 #[cube]
 pub fn silu_slope<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let one = Vector::new(1.0f32);
@@ -116,7 +116,7 @@ pub fn mish<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     gate::<N>(x, x * plus, -(a * p * (e + two)), den, n)
 }
 
-/// The slope of [`mish`], w/(w + 2) + 4x eˣ(1 + eˣ)/(w + 2)², with the divisions of [`mish`].
+/// The slope of [`mish()`], w/(w + 2) + 4x eˣ(1 + eˣ)/(w + 2)², with the divisions of [`mish()`].
 #[cube]
 pub fn mish_slope<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let (one, two) = (Vector::new(1.0f32), Vector::new(2.0f32));
@@ -156,7 +156,7 @@ pub fn gelu_tanh<N: Size>(x: Vector<f32, N>, #[comptime] fused: bool) -> Vector<
     gate::<N>(x, x, -(a * p), den, n)
 }
 
-/// The slope of [`gelu_tanh`], s (1 + x (1 − s) 2u′) with s = 1 / (1 + e^−2u).
+/// The slope of [`gelu_tanh()`], s (1 + x (1 − s) 2u′) with s = 1 / (1 + e^−2u).
 #[cube]
 pub fn gelu_tanh_slope<N: Size>(x: Vector<f32, N>, #[comptime] fused: bool) -> Vector<f32, N> {
     let one = Vector::new(1.0f32);
@@ -195,7 +195,7 @@ pub fn gelu<N: Size>(x: Vector<f32, N>, #[comptime] fused: bool) -> Vector<f32, 
     keep_nan::<N>(x, select_many(positive::<N>(x), x - tail, -tail))
 }
 
-/// The slope of [`gelu`], Φ(x) + x φ(x).
+/// The slope of [`gelu()`], Φ(x) + x φ(x).
 #[cube]
 pub fn gelu_slope<N: Size>(x: Vector<f32, N>, #[comptime] fused: bool) -> Vector<f32, N> {
     let (a, p, n, m) = normal_tail::<N>(x, fused);
