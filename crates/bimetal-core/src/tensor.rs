@@ -33,6 +33,10 @@ impl Spec {
     }
 }
 
+/// Allocations on a GPU are asynchronous, and one that fails is reported when its contents are read; from this many bytes
+/// on the answer is waited for.
+const CHECKED: usize = 64 << 20;
+
 #[derive(Clone)]
 enum Storage {
     Host(Arc<HostBuffer>),
@@ -87,13 +91,38 @@ impl Tensor {
     pub fn empty_on(spec: Spec, device: Device) -> Result<Self> {
         match device {
             Device::Cpu => Self::empty_spec(spec),
-            _ => Ok(Self::empty_gpu(spec, Gpu::get(device)?)),
+            _ => {
+                let bytes = spec.bytes();
+                let tensor = Self::empty_gpu(spec, Gpu::get(device)?);
+                if bytes >= CHECKED {
+                    tensor.ensure_allocated("empty_on")?;
+                }
+                Ok(tensor)
+            }
         }
+    }
+
+    /// Waits until the device has answered the allocation.
+    fn ensure_allocated(&self, op: &'static str) -> Result<()> {
+        let Storage::Gpu { gpu, handle, .. } = &self.storage else { return Ok(()) };
+        let reason = match gpu.client().check([handle]) {
+            Ok(()) => return Ok(()),
+            Err(e) => e.to_string(),
+        };
+        let reason = reason.lines().next().unwrap_or_default();
+        let reason =
+            format!("no memory for the {} bytes of {} {}: {reason}", self.spec.bytes(), self.dtype(), self.shape());
+        Err(Error::Runtime { op, device: gpu.device().to_string(), reason })
+    }
+
+    /// A tensor over the whole of a GPU's buffer.
+    pub(crate) fn over_gpu(spec: Spec, gpu: &'static Gpu, handle: Handle) -> Self {
+        Self { spec, offset: 0, storage: Storage::Gpu { gpu, handle, owner: Arc::new(()) } }
     }
 
     fn empty_gpu(spec: Spec, gpu: &'static Gpu) -> Self {
         let handle = gpu.alloc(spec.bytes());
-        Self { spec, offset: 0, storage: Storage::Gpu { gpu, handle, owner: Arc::new(()) } }
+        Self::over_gpu(spec, gpu, handle)
     }
 
     /// A tensor over `buffer`, which holds exactly `spec`, is aligned for its dtype and has only 0 and 1 for a bool.

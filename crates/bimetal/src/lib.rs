@@ -12,6 +12,8 @@
 //! was calibrated ([`calibrate`], or the command `bimetal calibrate`) and a hardware GPU is predicted to be faster with
 //! both transfers.
 
-pub use bimetal_core::{DType, Device, DeviceInfo, Error, Result, Shape, Spec, Tensor, devices, trim_host_pool};
-pub use bimetal_core::{calibrate, io, route};
+pub use bimetal_core::{
+    DType, Device, DeviceInfo, Error, Gpu, Graph, Result, Shape, Spec, Tensor, devices, trim_host_pool,
+};
+pub use bimetal_core::{calibrate, dlpack, io, route};
 pub use bimetal_ops::*;

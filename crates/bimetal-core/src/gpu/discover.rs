@@ -55,42 +55,28 @@ mod cuda {
     use super::{Client, Device, DeviceInfo};
 
     pub fn probe() -> Result<Vec<DeviceInfo>, String> {
-        let count = (0u16..).take_while(|&i| cubecl::Device::cuda(i as usize).is_ok()).count() as u16;
-        if count == 0 {
-            return Err("no NVIDIA driver (libcuda) with a device".into());
-        }
-        let include = cubecl_cuda::install::cuda_path().map(|p| p.join("include"));
-        if !include.as_ref().is_some_and(|p| p.join("cuda_runtime.h").exists()) {
-            return Err(
-                "the CUDA headers were not found: set CUDA_PATH to a toolkit (its include/cuda_runtime.h)".into()
-            );
-        }
-        Ok((0..count)
-            .map(|index| {
-                let client = cubecl::Device::Cuda(cubecl::device::CudaDevice::new(index as usize)).client();
-                let props = client.properties();
-                DeviceInfo {
-                    device: Device::Cuda(index),
-                    name: props.identity.name.clone(),
-                    driver: format!("CUDA, {}", props.identity.fingerprint.trim_start_matches("ptx_")),
-                    memory: props.memory.max_memory(),
-                    cores: props.hardware.num_streaming_multiprocessors,
-                    levels: Vec::new(),
-                    software: false,
-                }
-            })
-            .collect())
+        let describe = |(index, found): (u16, &bimetal_cuda::Found)| DeviceInfo {
+            device: Device::Cuda(index),
+            name: found.name.clone(),
+            driver: format!("CUDA {}.{}, sm_{}", found.driver / 1000, found.driver % 1000 / 10, found.capability),
+            memory: Some(found.memory),
+            cores: Some(found.processors),
+            levels: Vec::new(),
+            software: false,
+        };
+        Ok((0u16..).zip(bimetal_cuda::found()?).map(describe).collect())
     }
 
     pub fn connect(index: u16) -> Result<Client, String> {
-        cubecl::Device::cuda(index as usize).map(|d| d.client()).map_err(|e| e.to_string())
+        bimetal_cuda::connect(index)
     }
 }
 
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 mod adapters {
     use super::{Client, Device, DeviceInfo};
-    use cubecl::device::{WgpuBackend, WgpuDevice, WgpuDeviceKind};
+    use cubecl_runtime::device::{WgpuBackend, WgpuDevice, WgpuDeviceKind};
+    use cubecl_runtime::runtime::Runtime;
     use cubecl_wgpu::wgpu;
 
     /// The adapters of one graphics API with the kind by which CubeCL names each, hardware first.
@@ -150,17 +136,16 @@ mod adapters {
         let device = WgpuDevice::new(kind.clone()).on(on);
         if software {
             // Mesa's CPU driver crashes on some SPIR-V kernels and runs all of them as WGSL.
-            use cubecl_runtime::runtime::Runtime;
             return Ok(<cubecl_wgpu::WgpuRuntime<cubecl_wgpu::WgslCompiler>>::client(&device));
         }
-        Ok(cubecl::Device::Wgpu(device).client())
+        Ok(<cubecl_wgpu::WgpuRuntime>::client(&device))
     }
 }
 
 #[cfg(feature = "vulkan")]
 mod vulkan {
     use super::{Client, Device, DeviceInfo, adapters};
-    use cubecl::device::WgpuBackend;
+    use cubecl_runtime::device::WgpuBackend;
     use cubecl_wgpu::wgpu::Backend;
 
     pub fn probe() -> Result<Vec<DeviceInfo>, String> {
@@ -175,7 +160,7 @@ mod vulkan {
 #[cfg(feature = "metal")]
 mod metal {
     use super::{Client, Device, DeviceInfo, adapters};
-    use cubecl::device::WgpuBackend;
+    use cubecl_runtime::device::WgpuBackend;
     use cubecl_wgpu::wgpu::Backend;
 
     pub fn probe() -> Result<Vec<DeviceInfo>, String> {

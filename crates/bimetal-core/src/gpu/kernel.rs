@@ -23,6 +23,17 @@ pub(super) fn copy_from(gpu: &Gpu, source: &Handle, start: usize, bytes: usize) 
         return copy_through_host(gpu, source, start, bytes);
     }
     let out = gpu.alloc(bytes);
+    copy(gpu, source, start, &out, bytes);
+    out
+}
+
+/// Copies the first `bytes` bytes of a buffer to another.
+pub(super) fn copy_to(gpu: &Gpu, source: &Handle, out: &Handle, bytes: usize) {
+    copy(gpu, source, 0, out, bytes);
+}
+
+/// Copies `bytes` bytes, rounded up to words, from byte `start` on, a multiple of 4.
+fn copy(gpu: &Gpu, source: &Handle, start: usize, out: &Handle, bytes: usize) {
     let words = bytes.div_ceil(4);
     // SAFETY: `out` has `words` whole words (allocations are padded) and the source has them from `start` on.
     unsafe {
@@ -36,7 +47,6 @@ pub(super) fn copy_from(gpu: &Gpu, source: &Handle, start: usize, bytes: usize) 
             words as u32,
         );
     }
-    out
 }
 
 fn copy_through_host(gpu: &Gpu, source: &Handle, start: usize, bytes: usize) -> Handle {

@@ -1,13 +1,17 @@
 //! GPU clients: one per device, with what kernels must know of it. Runtime features are named in this module only.
 
+mod cuda;
 mod discover;
+mod graph;
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #[allow(missing_docs)]
 pub mod kernel;
 #[allow(missing_docs)]
 pub mod math;
 
+pub use cuda::MemoryReport;
 pub(crate) use discover::discover;
+pub use graph::Graph;
 
 use crate::{DType, Device, Error, Result};
 use cubecl::client::Client;
@@ -140,6 +144,11 @@ impl Gpu {
         padded.extend_from_slice(bytes);
         padded.resize(padded.capacity().min(bytes.len().max(1).next_multiple_of(PADDING)), 0);
         self.client.create(cubecl::bytes::Bytes::from_bytes_vec(padded))
+    }
+
+    /// Copies `bytes` to the start of a buffer that is at least as long.
+    pub(crate) fn overwrite(&self, handle: &Handle, bytes: &[u8]) {
+        self.client.write(handle, cubecl::bytes::Bytes::from_bytes_vec(bytes.to_vec()));
     }
 
     /// The part of a buffer from byte `start` on; a copy where the device cannot bind at that offset.
