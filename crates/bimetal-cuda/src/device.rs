@@ -5,17 +5,13 @@ use crate::driver::{Failure, check};
 use cubecl::cmma::MatrixLayout;
 use cubecl::ir::features::{AtomicUsage, Plane, TypeUsage};
 use cubecl::ir::{
-    ContiguousElements, DeviceIdentity, DeviceProperties, ElemType, FloatKind, HardwareProperties,
-    MemoryDeviceProperties, MmaProperties, OpaqueType, TargetProperties, Type, VectorSize,
+    AddressType, ContiguousElements, DeviceIdentity, DeviceProperties, ElemType, FloatKind, HardwareProperties,
+    IntKind, MemoryDeviceProperties, MmaProperties, TargetProperties, Type, UIntKind, VectorSize,
 };
 use cubecl_common::profile::TimingMethod;
 use cubecl_cpp::cuda::arch::CudaArchitecture;
-use cubecl_cpp::cuda::mma::CudaCmmaCompiler;
 use cubecl_cpp::cuda::mma::manual::contiguous_elements_cuda;
-use cubecl_cpp::cuda::supported_mma_combinations;
-use cubecl_cpp::shared::{
-    CompilationOptions, CppSupportedFeatures, register_mma_features, register_supported_types, register_wmma_features,
-};
+use cubecl_cpp::shared::{CompilationOptions, CppSupportedFeatures};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
@@ -116,8 +112,7 @@ pub(crate) fn properties(context: &Context, found: &Found) -> DeviceProperties {
         DeviceIdentity { name: found.name.clone(), fingerprint: format!("sm_{}", found.capability), physical: None };
     let mut props =
         DeviceProperties::new(Default::default(), memory, hardware(context, found), TimingMethod::Device, identity);
-    register_supported_types(&mut props);
-    register_atomics(&mut props, found.capability);
+    register_types(&mut props, found.capability);
     let features = &mut props.features;
     features.memory_reinterpret = true;
     features.alignment = true;
@@ -126,21 +121,30 @@ pub(crate) fn properties(context: &Context, found: &Found) -> DeviceProperties {
     features.plane.insert(Plane::NonUniformControlFlow);
     if found.capability >= 70 {
         features.plane.insert(Plane::Sync);
-        props.register_opaque_type(OpaqueType::Barrier);
     }
-    if found.capability >= 75 {
-        for kind in [FloatKind::F16, FloatKind::BF16] {
-            props.features.matmul.ldmatrix.insert(ElemType::Float(kind));
-        }
-    }
-    if found.capability >= 80 {
-        props.register_type_usage(ElemType::Float(FloatKind::TF32), TypeUsage::Conversion);
-        props.features.copy_async = true;
-    }
-    let arch = architecture(found);
-    register_wmma_features(CudaCmmaCompiler::Cpp.supported_cmma_combinations(&arch), &mut props);
-    register_mma_features(supported_mma_combinations(&arch), &mut props);
     props
+}
+
+/// What kernels of ours may use. CubeCL copies these sets at every launch: the matrix instructions' alone, which products
+/// by cuBLASLt do without, cost a microsecond of each.
+fn register_types(props: &mut DeviceProperties, capability: u32) {
+    props.register_address_type(AddressType::U32);
+    props.register_address_type(AddressType::U64);
+    let unsigned = [UIntKind::U8, UIntKind::U16, UIntKind::U32, UIntKind::U64].map(ElemType::UInt);
+    let signed = [IntKind::I8, IntKind::I16, IntKind::I32, IntKind::I64].map(ElemType::Int);
+    let floats = [FloatKind::F16, FloatKind::BF16, FloatKind::F32, FloatKind::F64].map(ElemType::Float);
+    for ty in [ElemType::Index, ElemType::Bool].into_iter().chain(unsigned).chain(signed).chain(floats) {
+        props.register_type_usage(ty, TypeUsage::all());
+    }
+    for ty in [ElemType::Int(IntKind::I32), ElemType::UInt(UIntKind::U32)] {
+        props.register_atomic_type_usage(Type::atomic(ty), AtomicUsage::all());
+    }
+    let sums = AtomicUsage::Add | AtomicUsage::LoadStore | AtomicUsage::Exchange;
+    let mut wide = vec![ElemType::UInt(UIntKind::U64), ElemType::Float(FloatKind::F32)];
+    wide.extend((capability >= 60).then_some(ElemType::Float(FloatKind::F64)));
+    for ty in wide {
+        props.register_atomic_type_usage(Type::atomic(ty), sums);
+    }
 }
 
 fn architecture(found: &Found) -> CudaArchitecture {
@@ -178,23 +182,6 @@ fn hardware(context: &Context, found: &Found) -> HardwareProperties {
         last_level_cache_size: None,
         max_vector_size: VectorSize::MAX,
         cube_mma_reserved_shared_memory: 0,
-    }
-}
-
-/// Atomics beyond those that every C++ target has.
-fn register_atomics(props: &mut DeviceProperties, capability: u32) {
-    let mut register = |kind, vector: usize, usage| {
-        let ty = Type::new(ElemType::Float(kind));
-        let ty = if vector > 1 { ty.with_vector_size(vector) } else { ty };
-        props.register_atomic_type_usage(Type::atomic(ty), usage);
-    };
-    let plain = AtomicUsage::Add | AtomicUsage::LoadStore | AtomicUsage::Exchange;
-    if capability >= 60 {
-        register(FloatKind::F64, 1, plain);
-    }
-    if capability >= 70 {
-        register(FloatKind::F16, 1, AtomicUsage::Add.into());
-        register(FloatKind::F16, 2, plain);
     }
 }
 

@@ -135,6 +135,11 @@ pub struct Buffers {
 /// Bytes that an algorithm may use beside the matrices.
 const WORKSPACE: u64 = 32 << 20;
 
+/// Whether cuBLASLt is on this machine.
+pub fn available() -> bool {
+    Lt::get().is_ok()
+}
+
 /// Enqueues a product. Nothing waits for the device.
 ///
 /// # Errors

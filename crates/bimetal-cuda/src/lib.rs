@@ -10,6 +10,7 @@
 
 mod cache;
 mod call;
+pub mod collective;
 mod compile;
 mod context;
 mod device;

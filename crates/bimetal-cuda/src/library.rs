@@ -79,10 +79,12 @@ pub(crate) fn load(stem: &str, versions: &[&str]) -> Result<Library, String> {
         for folder in ["lib64", "lib", "lib/x64", "bin", "targets/x86_64-linux/lib", "lib/x86_64-linux-gnu"] {
             for name in &names {
                 let path = root.join(folder).join(name);
+                if !path.exists() {
+                    continue;
+                }
+                load_parts(&root.join(folder), stem);
                 // SAFETY: the library is NVIDIA's own by its name and place; its initialisers are those of any CUDA program.
-                if path.exists()
-                    && let Ok(library) = unsafe { Library::new(&path) }
-                {
+                if let Ok(library) = unsafe { Library::new(&path) } {
                     return Ok(library);
                 }
             }
@@ -99,6 +101,16 @@ pub(crate) fn load(stem: &str, versions: &[&str]) -> Result<Library, String> {
         names[0],
         list(roots())
     ))
+}
+
+/// Loads what a library would look for by name only, such as `libnvrtc-builtins`, from the library's own folder.
+fn load_parts(folder: &Path, stem: &str) {
+    for part in children(folder).into_iter().filter(|p| named(p, &format!("lib{stem}-builtins.so."))) {
+        // SAFETY: as for the library itself. It stays loaded; one that does not load is told by the library's own error.
+        if let Ok(library) = unsafe { Library::new(&part) } {
+            std::mem::forget(library);
+        }
+    }
 }
 
 /// The folders to include from: the first that holds `cuda_fp16.h`, with CCCL's folder where it is apart.

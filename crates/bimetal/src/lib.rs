@@ -15,5 +15,5 @@
 pub use bimetal_core::{
     DType, Device, DeviceInfo, Error, Gpu, Graph, Result, Shape, Spec, Tensor, devices, trim_host_pool,
 };
-pub use bimetal_core::{calibrate, dlpack, io, route};
+pub use bimetal_core::{calibrate, dlpack, gpu, io, route};
 pub use bimetal_ops::*;

@@ -2,6 +2,7 @@
 
 mod cuda;
 mod discover;
+mod gemm;
 mod graph;
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #[allow(missing_docs)]
@@ -11,6 +12,7 @@ pub mod math;
 
 pub use cuda::MemoryReport;
 pub(crate) use discover::discover;
+pub use gemm::Product;
 pub use graph::Graph;
 
 use crate::{DType, Device, Error, Result};

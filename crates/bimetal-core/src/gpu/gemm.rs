@@ -1,0 +1,103 @@
+//! Matrix products by the vendor's library, where the device has one.
+
+use super::Gpu;
+use crate::{DType, Result, Tensor};
+
+/// A batch of row-major products, `m`×`k` by `k`×`n`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Product {
+    /// Products in the batch.
+    pub batch: usize,
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// Whether the left operand is stored as `k`×`m`.
+    pub a_transposed: bool,
+    /// Whether the right operand is stored as `n`×`k`.
+    pub b_transposed: bool,
+    /// Elements between products of the batch in the left operand, the right one and the result; 0 shares a matrix.
+    pub strides: [usize; 3],
+    /// Whether f32 operands may be rounded to TF32.
+    pub tf32: bool,
+}
+
+impl Gpu {
+    /// `d = alpha·a·b + beta·d` by the vendor's library, without waiting for the device. False, and nothing done, where the
+    /// device has no such library or it does not take these types.
+    ///
+    /// # Errors
+    /// A lost device, or tensors that live elsewhere. What the library itself refuses is reported where `d` is read.
+    ///
+    /// ```
+    /// use bimetal_core::gpu::Product;
+    /// use bimetal_core::{Device, Gpu, Tensor};
+    /// if let Ok(gpu) = Gpu::get(Device::Cuda(0)) {
+    ///     let a = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0], &[2, 2])?.to_device(gpu.device())?;
+    ///     let mut d = Tensor::empty_on(a.spec().clone(), gpu.device())?;
+    ///     let product = Product {
+    ///         batch: 1, m: 2, n: 2, k: 2, a_transposed: false, b_transposed: true, strides: [0; 3], tf32: false,
+    ///     };
+    ///     if gpu.gemm(&product, 1.0, 0.0, &a, &a, &mut d)? {
+    ///         assert_eq!(d.to_vec::<f32>()?, [5.0, 11.0, 11.0, 25.0]);
+    ///     }
+    /// }
+    /// # Ok::<(), bimetal_core::Error>(())
+    /// ```
+    pub fn gemm(
+        &self,
+        product: &Product,
+        alpha: f64,
+        beta: f64,
+        a: &Tensor,
+        b: &Tensor,
+        d: &mut Tensor,
+    ) -> Result<bool> {
+        self.vendor_gemm(product, alpha, beta, a, b, d)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn vendor_gemm(&self, _: &Product, _: f64, _: f64, _: &Tensor, _: &Tensor, _: &mut Tensor) -> Result<bool> {
+        Ok(false)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn vendor_gemm(
+        &self,
+        product: &Product,
+        alpha: f64,
+        beta: f64,
+        a: &Tensor,
+        b: &Tensor,
+        d: &mut Tensor,
+    ) -> Result<bool> {
+        use bimetal_cuda::gemm::{Buffers, Element, Epilogue, Shape, available, gemm};
+        let element = |dtype| match dtype {
+            DType::F64 => Some(Element::F64),
+            DType::F32 => Some(Element::F32),
+            DType::F16 => Some(Element::F16),
+            DType::BF16 => Some(Element::BF16),
+            DType::I8 => Some(Element::I8),
+            DType::I32 => Some(Element::I32),
+            _ => None,
+        };
+        let (Some(input), Some(output)) = (element(a.dtype()), element(d.dtype())) else { return Ok(false) };
+        // The integer kernels want the left operand row-major, the right one transposed, and everything in fours.
+        let integers = input == Element::I8;
+        let fits = !product.a_transposed && product.b_transposed && (product.m | product.n | product.k) % 4 == 0;
+        let here = matches!(self.device(), crate::Device::Cuda(_)) && available();
+        if !here || a.dtype() != b.dtype() || integers && !fits {
+            return Ok(false);
+        }
+        let Product { batch, m, n, k, a_transposed, b_transposed, strides, tf32 } = *product;
+        let epilogue = Epilogue::None;
+        let shape = Shape { batch, m, n, k, a_transposed, b_transposed, strides, input, output, tf32, epilogue };
+        let (a, b, d) = (a.gpu_handle()?, b.gpu_handle()?, d.gpu_handle()?);
+        let buffers = Buffers { a, b, d, bias: None, auxiliary: None };
+        let enqueued = gemm(self.client(), shape, alpha, beta, buffers);
+        enqueued.map_err(|failure| self.failed("matmul", &failure))?;
+        Ok(true)
+    }
+}
