@@ -145,7 +145,7 @@ impl Tensor {
             let axes = usize::try_from(array.ndim).unwrap_or(0);
             let entries = |start: *mut i64| {
                 let given = axes > 0 && !start.is_null();
-                given.then(|| std::slice::from_raw_parts(start, axes)).unwrap_or_default()
+                if given { std::slice::from_raw_parts(start, axes) } else { &[] }
             };
             (array, entries(array.shape), (!array.strides.is_null()).then(|| entries(array.strides)))
         };

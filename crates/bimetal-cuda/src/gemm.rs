@@ -5,6 +5,7 @@
 
 use crate::call::call;
 use crate::driver::Failure;
+pub use crate::element::Element;
 use crate::library;
 use cubecl::client::Client;
 use cubecl::server::Handle;
@@ -14,37 +15,6 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{c_int, c_void};
 use std::sync::{Mutex, OnceLock, PoisonError};
-
-/// Types of matrix elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Element {
-    /// 64-bit floats.
-    F64,
-    /// 32-bit floats.
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// bfloat16.
-    BF16,
-    /// 8-bit integers; products are of [`Element::I32`].
-    I8,
-    /// 32-bit integers.
-    I32,
-}
-
-impl Element {
-    /// NVIDIA's number for the type.
-    fn data_type(self) -> c_int {
-        match self {
-            Self::F32 => 0,
-            Self::F64 => 1,
-            Self::F16 => 2,
-            Self::I8 => 3,
-            Self::I32 => 10,
-            Self::BF16 => 14,
-        }
-    }
-}
 
 /// What is done to the product before it is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -15,6 +15,7 @@ mod compile;
 mod context;
 mod device;
 mod driver;
+mod element;
 mod external;
 pub mod gemm;
 mod graph;

@@ -86,7 +86,8 @@ impl Gpu {
         let (Some(input), Some(output)) = (element(a.dtype()), element(d.dtype())) else { return Ok(false) };
         // The integer kernels want the left operand row-major, the right one transposed, and everything in fours.
         let integers = input == Element::I8;
-        let fits = !product.a_transposed && product.b_transposed && (product.m | product.n | product.k) % 4 == 0;
+        let fits =
+            !product.a_transposed && product.b_transposed && (product.m | product.n | product.k).is_multiple_of(4);
         let here = matches!(self.device(), crate::Device::Cuda(_)) && available();
         if !here || a.dtype() != b.dtype() || integers && !fits {
             return Ok(false);
