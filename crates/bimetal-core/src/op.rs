@@ -79,6 +79,9 @@ impl Expected {
 pub struct Peer {
     /// For PyTorch, with `torch` and `F` (torch.nn.functional) in scope; writes into `y0` where PyTorch has `out=`.
     pub torch: Option<Cow<'static, str>>,
+    /// What PyTorch has ready before the clock starts, as `s` in its expression: statistics that a forward pass saved,
+    /// or copies of inputs that the expression overwrites. Evaluated again before the call whose outputs are compared.
+    pub torch_setup: Option<Cow<'static, str>>,
     /// For NumPy, with `np` in scope.
     pub numpy: Option<Cow<'static, str>>,
 }

@@ -101,7 +101,8 @@ impl Peers {
         let peer = unit.case.op.peer(&specs);
         let mut jobs = Vec::new();
         for (name, _, cuda) in self.found.clone() {
-            let expression = if name == "torch" { &peer.torch } else { &peer.numpy };
+            let (expression, setup) =
+                if name == "torch" { (&peer.torch, peer.torch_setup.as_deref()) } else { (&peer.numpy, None) };
             let Some(expression) = expression else { continue };
             if no_partner(&name, cuda, device).is_some() {
                 continue;
@@ -116,8 +117,8 @@ impl Peers {
             };
             let shortest = if device.is_gpu() { timing::GPU_SAMPLE_S } else { timing::CPU_SAMPLE_S };
             let request = json!({
-                "do": "load", "peer": name, "expression": expression, "device": place, "sets": sets,
-                "shortest_s": shortest, "inputs": described(specs.iter().copied()), "outputs": described(&outputs),
+                "do": "load", "peer": name, "expression": expression, "setup": setup, "device": place,
+                "sets": sets, "shortest_s": shortest, "inputs": described(specs.iter().copied()), "outputs": described(&outputs),
             });
             let loaded = self.share(&ready.inputs).and_then(|()| self.ask(&request, PATIENCE));
             match loaded {

@@ -111,18 +111,22 @@ class Job:
         self.outputs = request["outputs"]
         inputs = request["inputs"]
         names = [f"x{i}" for i in range(len(inputs))] + [f"y{i}" for i in range(len(self.outputs))]
+        scope = {"islice": itertools.islice, **library.scope}
+        # What is ready before the clock starts, as `s`.
+        exec(compile(f"def setup({', '.join(names)}):\n return ({request['setup']})\n", "setup", "exec"), scope)
+        self.setup = scope["setup"]
 
         def buffers():
             xs = [library.read(os.path.join(FOLDER, f"x{i}"), spec, self.device) for i, spec in enumerate(inputs)]
-            return (*xs, *(library.empty(spec, self.device) for spec in self.outputs))
+            ys = [library.empty(spec, self.device) for spec in self.outputs]
+            return (*xs, *ys, self.setup(*xs, *ys))
 
         self.sets = [buffers() for _ in range(request["sets"])]
         self.turns = itertools.cycle(self.sets)
         source = (
-            f"def many(turns, n):\n for {', '.join(names)}, in islice(turns, n):\n  {request['expression']}\n"
-            f"def once({', '.join(names)}):\n return ({request['expression']})\n"
+            f"def many(turns, n):\n for {', '.join(names)}, s in islice(turns, n):\n  {request['expression']}\n"
+            f"def once({', '.join(names)}, s):\n return ({request['expression']})\n"
         )
-        scope = {"islice": itertools.islice, **library.scope}
         exec(compile(source, "expression", "exec"), scope)
         self.many, self.once = scope["many"], scope["once"]
         for buffers in self.sets:
@@ -157,8 +161,8 @@ class Job:
 
     def finish(self, peer):
         """Writes the outputs: what the expression returns, or else what it wrote into y0, y1, ...."""
-        buffers = next(self.turns)
-        result = self.once(*buffers)
+        *buffers, _ = next(self.turns)
+        result = self.once(*buffers, self.setup(*buffers))
         self.library.wait(self.device)
         if result is None:
             result = ()

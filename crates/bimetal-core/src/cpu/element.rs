@@ -145,7 +145,7 @@ sixteen_bit!(bf16, "bf16", load_bf16, store_bf16, narrow_bf16);
 #[inline(always)]
 pub unsafe fn widen<S: Simd, E: Element>(s: S, src: *const E, dst: *mut f32, n: usize) {
     // SAFETY: every access is below `n`, which the caller promises to be in bounds.
-    unsafe { convert(s, src, dst, n) }
+    unsafe { convert(s, src, dst, n, false) }
 }
 
 /// Rounds `n` values to the element type.
@@ -155,16 +155,18 @@ pub unsafe fn widen<S: Simd, E: Element>(s: S, src: *const E, dst: *mut f32, n: 
 #[inline(always)]
 pub unsafe fn narrow<S: Simd, E: Element>(s: S, src: *const f32, dst: *mut E, n: usize) {
     // SAFETY: every access is below `n`, which the caller promises to be in bounds.
-    unsafe { convert(s, src, dst, n) }
+    unsafe { convert(s, src, dst, n, false) }
 }
 
 #[inline(always)]
-unsafe fn convert<S: Simd, A: Element, B: Element>(s: S, src: *const A, dst: *mut B, n: usize) {
+unsafe fn convert<S: Simd, A: Element, B: Element>(s: S, src: *const A, dst: *mut B, n: usize, stream: bool) {
     let tail = n % S::LANES;
+    let stream = stream && (dst as usize).is_multiple_of(S::LANES * size_of::<B>());
     // SAFETY: every access is below `n`, which the caller promises to be in bounds.
     unsafe {
         for i in (0..n - tail).step_by(S::LANES) {
-            B::store(s, dst.add(i), A::load(s, src.add(i)));
+            let v = A::load(s, src.add(i));
+            if stream { B::stream(s, dst.add(i), v) } else { B::store(s, dst.add(i), v) }
         }
         if tail > 0 {
             let v = A::load_partial(s, src.add(n - tail), tail, 0.0);
@@ -173,27 +175,33 @@ unsafe fn convert<S: Simd, A: Element, B: Element>(s: S, src: *const A, dst: *mu
     }
 }
 
-struct Convert<'a, A, B>(&'a [A], &'a mut [B]);
+struct Convert<'a, A, B> {
+    src: &'a [A],
+    dst: &'a mut [B],
+    stream: bool,
+}
 
 impl<A: Element, B: Element> Kernel for Convert<'_, A, B> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        assert_eq!(self.0.len(), self.1.len(), "source and destination lengths");
+        let Self { src, dst, stream } = self;
+        assert_eq!(src.len(), dst.len(), "source and destination lengths");
         // SAFETY: both slices hold that many elements, and one is borrowed mutably.
-        unsafe { convert(s, self.0.as_ptr(), self.1.as_mut_ptr(), self.0.len()) }
+        unsafe { convert(s, src.as_ptr(), dst.as_mut_ptr(), src.len(), stream) }
     }
 }
 
 /// Converts a slice to `f32`. Panics if the lengths differ.
 pub fn to_f32<E: Element>(src: &[E], dst: &mut [f32]) {
-    dispatch(Convert(src, dst));
+    dispatch(Convert { src, dst, stream: false });
 }
 
-/// Rounds a slice of `f32` to the element type. Panics if the lengths differ.
-pub fn from_f32<E: Element>(src: &[f32], dst: &mut [E]) {
-    dispatch(Convert(src, dst));
+/// Rounds a slice of `f32` to the element type; past the caches if `stream` is set and the slice is aligned, and then
+/// the caller ends the region with [`stream_fence`](super::simd::stream_fence). Panics if the lengths differ.
+pub fn from_f32<E: Element>(src: &[f32], dst: &mut [E], stream: bool) {
+    dispatch(Convert { src, dst, stream });
 }
 
 #[cfg(test)]
@@ -206,9 +214,9 @@ mod tests {
             let values: Vec<f32> = (0..n).map(|i| i as f32 * 0.75 - 8.0).collect();
             let mut narrow = vec![E::from_f32(-1.0); n];
             let mut wide = vec![0.0; n];
-            dispatch_at(level, Convert(&values, &mut narrow));
+            dispatch_at(level, Convert { src: &values, dst: &mut narrow, stream: n % 2 == 0 });
             assert_eq!(narrow, values.iter().map(|&x| E::from_f32(x)).collect::<Vec<_>>());
-            dispatch_at(level, Convert(&narrow, &mut wide));
+            dispatch_at(level, Convert { src: &narrow, dst: &mut wide, stream: false });
             assert_eq!(wide, narrow.iter().map(|&x| x.to_f32()).collect::<Vec<_>>());
         }
     }

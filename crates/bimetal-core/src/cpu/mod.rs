@@ -6,6 +6,7 @@ pub mod parallel;
 pub mod row;
 pub mod scratch;
 pub mod simd;
+mod team;
 
 use crate::{Device, DeviceInfo};
 

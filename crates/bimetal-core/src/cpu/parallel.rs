@@ -1,11 +1,10 @@
 //! Splitting work over threads, only where it pays: a call that one thread finishes in a few microseconds stays there.
 
+use super::team;
 use std::ops::Range;
 
 /// Bytes of memory traffic per thread below which a second thread costs more than it saves.
-///
-/// Waking a rayon worker takes 5 to 10 µs here, in which one core moves about 128 KiB through its caches.
-pub const BYTES_PER_THREAD: usize = 128 << 10;
+pub const BYTES_PER_THREAD: usize = 64 << 10;
 
 /// Memory traffic of a call from which its output is written past the caches: the last-level cache would not hold it
 /// until it is read again, and an ordinary store first reads the line that it overwrites.
@@ -16,18 +15,17 @@ pub fn streams(bytes: usize) -> bool {
     bytes >= STREAM_BYTES
 }
 
-/// Threads that operations use: rayon's global pool (`RAYON_NUM_THREADS`, or all cores).
+/// Threads that operations use: `BIMETAL_THREADS`, or one for each core.
 pub fn threads() -> usize {
-    rayon::current_num_threads()
+    team::threads()
 }
 
-/// Runs `f` with a pool of `n` threads of its own: results must not depend on their number.
+/// Runs `f` with `n` threads for its operations: results must not depend on their number.
 ///
 /// # Errors
 /// Threads that the system refuses, in words.
-pub fn with_threads<R: Send>(n: usize, f: impl FnOnce() -> R + Send) -> Result<R, String> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().map_err(|e| e.to_string())?;
-    Ok(pool.install(f))
+pub fn with_threads<R>(n: usize, f: impl FnOnce() -> R) -> Result<R, String> {
+    team::with_threads(n, f).map_err(|e| e.to_string())
 }
 
 /// Runs `f` over `0..units` in contiguous ranges of at least `grain` units; on one thread if that is all the work.
@@ -42,16 +40,8 @@ pub fn ranges(units: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
     }
     // Four pieces a thread even out a core that is busy with something else.
     let pieces = (units / grain).min(threads() * 4).max(1);
-    split(0..units, units.div_ceil(pieces), &f);
-}
-
-fn split(range: Range<usize>, piece: usize, f: &(impl Fn(Range<usize>) + Sync)) {
-    if range.len() <= piece {
-        return f(range);
-    }
-    let pieces = range.len().div_ceil(piece);
-    let middle = range.start + pieces / 2 * piece;
-    rayon::join(|| split(range.start..middle, piece, f), || split(middle..range.end, piece, f));
+    let piece = units.div_ceil(pieces);
+    team::each(units.div_ceil(piece), &|k| f(k * piece..((k + 1) * piece).min(units)));
 }
 
 /// Splits `out` into ranges of whole units of `unit` elements and runs `f(first unit, its part of out)` on each.

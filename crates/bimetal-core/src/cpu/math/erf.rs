@@ -30,16 +30,46 @@ pub fn erfc<S: Simd>(s: S, x: S::F) -> S::F {
     s.select(s.lt(x, s.splat(0.0)), s.sub(s.splat(2.0), tail), tail)
 }
 
+/// Below this, [`gelu`] needs no division.
+const NEAR: f32 = 4.0;
+
 /// x Φ(x) = x/2 (1 + erf(x/√2)), within 4.33 ulp (worst at −11.994), relative to itself for negative x too, until it
 /// underflows near −14.4. Its limit −0 at −∞.
 #[inline(always)]
 pub fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
-    let a = s.min(s.splat(15.0), s.abs(x));
+    let a = s.abs(x);
+    let near = s.all(s.lt(a, s.splat(NEAR)));
+    let a = if near { a } else { s.min(s.splat(15.0), a) };
     let half = s.mul(a, s.splat(-0.5));
     let (v, v_lo) = two_prod(s, a, half);
     let (p, n) = exp_parts(s, v, Some(v_lo));
+    if near {
+        let tail = s.scale_pow2_normal(s.mul(s.mul(a, p), near_ratio(s, a)), n);
+        return s.sub(s.max(s.splat(0.0), x), tail);
+    }
     let tail = s.scale_pow2(s.mul(s.mul(a, p), tail_ratio(s, a, 1.0)), n);
     s.select(s.ge(x, s.splat(0.0)), s.sub(x, tail), s.neg(tail))
+}
+
+/// M(a) of [`tail_ratio`] for a < [`NEAR`], a polynomial about the middle.
+#[inline(always)]
+fn near_ratio<S: Simd>(s: S, a: S::F) -> S::F {
+    const P: [f32; 13] = [
+        0.168_102,
+        -0.0627381951,
+        0.0213128012,
+        -0.00670488831,
+        0.00197587674,
+        -0.000549179735,
+        0.000145924569,
+        -3.80489546e-05,
+        9.05426623e-06,
+        -1.66269194e-06,
+        4.24150272e-07,
+        -1.87423481e-07,
+        3.58108849e-08,
+    ];
+    poly(s, s.sub(a, s.splat(NEAR / 2.0)), P)
 }
 
 /// M(t) = e^(t²/2) Φ(−t) at t = scale · a in \[0, 15\]: u P(u − centre) with u = 1/(1 + 0.29 t), because M falls like

@@ -154,6 +154,16 @@ impl Simd for Avx2 {
 
     // The count of `sll` and its kin is the low half of a vector; a constant one compiles to an immediate.
     #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // SAFETY: `self` exists only where the level was detected, and a prefetch does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far<T>(self, p: *const T) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     fn shl_i<const N: u32>(self, a: __m256i) -> __m256i {
         // SAFETY: `self` exists only where the level was detected.
         unsafe { _mm256_sll_epi32(a, _mm_cvtsi32_si128(N as i32)) }

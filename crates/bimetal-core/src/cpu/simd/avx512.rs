@@ -154,6 +154,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        // SAFETY: `self` exists only where the level was detected, and a prefetch does not fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far<T>(self, p: *const T) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     fn shl_i<const N: u32>(self, a: __m512i) -> __m512i {
         // SAFETY: `self` exists only where the level was detected.
         unsafe { _mm512_slli_epi32::<N>(a) }

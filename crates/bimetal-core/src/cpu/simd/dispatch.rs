@@ -143,6 +143,22 @@ pub fn dispatch_at<K: Kernel>(level: Level, kernel: K) -> K::Out {
     }
 }
 
+/// Orders earlier streaming stores of this thread before later stores; see [`Simd::stream_fence`].
+pub fn stream_fence() {
+    dispatch(Fence);
+}
+
+struct Fence;
+
+impl Kernel for Fence {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        s.stream_fence();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,7 +16,7 @@ mod tests;
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
-pub use dispatch::{Kernel, Level, dispatch, dispatch_at, force};
+pub use dispatch::{Kernel, Level, dispatch, dispatch_at, force, stream_fence};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 pub use scalar::Scalar;
@@ -70,6 +70,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Orders earlier `stream`s before later stores.
     #[inline(always)]
     fn stream_fence(self) {}
+    /// Asks for the cache line at `p`, which need not be an address of anything, where the level can.
+    #[inline(always)]
+    fn prefetch<T>(self, _p: *const T) {}
+    /// [`prefetch`](Simd::prefetch) into the second-level cache, for what is needed later.
+    #[inline(always)]
+    fn prefetch_far<T>(self, _p: *const T) {}
     /// Reads `n < LANES` values; the other lanes are `fill`.
     ///
     /// # Safety

@@ -136,7 +136,8 @@ impl<E: Element> Channels<'_, E> {
             let part = self.part(sample, channel);
             // SAFETY: a channel is one thread's.
             let y = unsafe { self.out.slice(part.clone()) };
-            channel_forward(s, &self.x[part], y, scaling, self.affine.at(channel), self.stream);
+            let spatial = self.layout.spatial;
+            channel_forward(s, &self.x[part], y, scaling, self.affine.at(channel), self.stream, spatial);
         }
     }
 
@@ -159,7 +160,8 @@ impl<E: Element> Channels<'_, E> {
             let part = self.part(sample, channel);
             // SAFETY: a channel is one thread's.
             let dx = unsafe { self.out.slice(part.clone()) };
-            channel_backward(s, &grad[part.clone()], &self.x[part], dx, scaling, weight, means, self.stream);
+            let (grad, x, spatial) = (&grad[part.clone()], &self.x[part], self.layout.spatial);
+            channel_backward(s, grad, x, dx, scaling, weight, means, self.stream, spatial);
         }
         [dweight, dbias]
     }

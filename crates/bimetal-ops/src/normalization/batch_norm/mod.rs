@@ -358,19 +358,22 @@ impl Op for BatchNorm {
         let name = |given: bool, i: usize| if given { format!("x{i}") } else { "None".into() };
         let (weight, bias) = (name(self.weight, self.fixed()), name(self.bias, inputs.len() - 1));
         let (momentum, eps) = (self.momentum, self.eps);
-        let torch = match self.kind {
-            Kind::Training => format!("F.batch_norm(x0, x1, x2, {weight}, {bias}, True, {momentum}, {eps})"),
-            Kind::Inference => format!("F.batch_norm(x0, x1, x2, {weight}, {bias}, False, {momentum}, {eps})"),
-            // The first elements of x stand for the saved statistics, whose values do not change the work.
-            Kind::Backward => {
-                let stats = format!("x1.view(-1)[:{}].float()", inputs[1].shape[1]);
+        let (torch, setup) = match self.kind {
+            // PyTorch updates the running statistics in place.
+            Kind::Training => (
+                format!("(F.batch_norm(x0, *s, {weight}, {bias}, True, {momentum}, {eps}), *s)"),
+                Some("(x1.clone(), x2.clone())".into()),
+            ),
+            Kind::Inference => (format!("F.batch_norm(x0, x1, x2, {weight}, {bias}, False, {momentum}, {eps})"), None),
+            Kind::Backward => (
                 format!(
-                    "torch.ops.aten.native_batch_norm_backward(x0, x1, {weight}, None, None, {stats}, {stats}, True, \
-                     {eps}, [True, True, True])"
-                )
-            }
+                    "torch.ops.aten.native_batch_norm_backward(x0, x1, {weight}, None, None, *s, True, {eps}, \
+                     [True, True, True])"
+                ),
+                Some(format!("torch.native_batch_norm(x1, {weight}, None, None, None, True, 0.1, {eps})[1:]").into()),
+            ),
         };
-        Peer { torch: Some(torch.into()), numpy: None }
+        Peer { torch: Some(torch.into()), torch_setup: setup, numpy: None }
     }
 }
 

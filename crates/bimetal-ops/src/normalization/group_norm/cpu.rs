@@ -6,7 +6,7 @@ use crate::normalization::row_norm::cpu::{Affine, Moments, Scaling, moments, nor
 use crate::normalization::row_norm_backward::cpu::{add_up, parameters_mut, products};
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::parallel::{self, Shared};
-use bimetal_core::cpu::row::{Values, load, write};
+use bimetal_core::cpu::row::{Values, part, write};
 use bimetal_core::cpu::scratch::Scratch;
 use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
 use bimetal_core::{DType, Result, Scalar, Tensor};
@@ -89,11 +89,11 @@ impl<E: Element> Kernel for Forward<'_, E> {
             let channel = (first + i) % layout.groups * members;
             let channels = channel..channel + members;
             if spatial == 1 {
-                normalize(s, x, affine.part(channels), y, scaling, stream);
+                normalize(s, x, affine.part(channels), y, scaling, stream, [x.as_ptr_range().end]);
                 continue;
             }
             for (c, (x, y)) in channels.zip(x.chunks_exact(spatial).zip(y.chunks_exact_mut(spatial))) {
-                channel_forward(s, x, y, scaling, affine.at(c), stream);
+                channel_forward(s, x, y, scaling, affine.at(c), stream, size);
             }
         }
         if stream {
@@ -102,8 +102,9 @@ impl<E: Element> Kernel for Forward<'_, E> {
     }
 }
 
-/// Normalizes one channel.
+/// Normalizes one channel; the next of its kind is `ahead` elements further.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn channel_forward<S: Simd, E: Element>(
     s: S,
     x: &[E],
@@ -111,10 +112,12 @@ pub(crate) fn channel_forward<S: Simd, E: Element>(
     scaling: Scaling,
     (weight, bias): (f32, f32),
     stream: bool,
+    ahead: usize,
 ) {
     let factor = scaling.rstd * weight;
     let shift = s.splat(bias - scaling.lost * factor);
-    write(s, y, stream, Scaled { x, mean: s.splat(scaling.mean), factor: s.splat(factor), shift });
+    let values = Scaled { x, mean: s.splat(scaling.mean), factor: s.splat(factor), shift };
+    write(s, y, stream, values, [x.as_ptr().wrapping_add(ahead)]);
 }
 
 /// `(x − mean)·factor + shift`.
@@ -127,9 +130,9 @@ struct Scaled<'a, E, F> {
 
 impl<S: Simd, E: Element> Values<S> for Scaled<'_, E, S::F> {
     #[inline(always)]
-    unsafe fn at(&self, s: S, i: usize) -> S::F {
+    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the caller's promise.
-        s.fma(s.sub(unsafe { load(s, self.x, i, 0.0) }, self.mean), self.factor, self.shift)
+        s.fma(s.sub(unsafe { part(s, self.x, i, n) }, self.mean), self.factor, self.shift)
     }
 }
 
@@ -173,7 +176,7 @@ impl<E: Element> Kernel for Backward<'_, E> {
             let means = [first, second].map(|sum| (sum / size as f64) as f32);
             let channels = grad.chunks_exact(spatial).zip(x.chunks_exact(spatial)).zip(dx.chunks_exact_mut(spatial));
             for (c, ((grad, x), dx)) in channels.enumerate() {
-                channel_backward(s, grad, x, dx, scaling, weight(c), means, stream);
+                channel_backward(s, grad, x, dx, scaling, weight(c), means, stream, size);
             }
         }
         if stream {
@@ -201,7 +204,7 @@ pub(crate) fn channel_sums<S: Simd, E: Element>(
     [plain, (scaled - lost * plain) * f64::from(scaling.rstd)]
 }
 
-/// `rstd·(grad·weight − means[0] − x̂·means[1])` over one channel.
+/// `rstd·(grad·weight − means[0] − x̂·means[1])` over one channel; the next of its kind is `ahead` elements further.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn channel_backward<S: Simd, E: Element>(
@@ -213,6 +216,7 @@ pub(crate) fn channel_backward<S: Simd, E: Element>(
     weight: f32,
     means: [f32; 2],
     stream: bool,
+    ahead: usize,
 ) {
     let Scaling { mean, lost, rstd } = scaling;
     let slope = Slope {
@@ -225,7 +229,7 @@ pub(crate) fn channel_backward<S: Simd, E: Element>(
         first: s.splat(-means[0] * rstd),
         second: s.splat(means[1] * rstd),
     };
-    write(s, dx, stream, slope);
+    write(s, dx, stream, slope, [grad, x].map(|t| t.as_ptr().wrapping_add(ahead)));
 }
 
 /// `grad·weight + first − x̂·second`.
@@ -242,9 +246,9 @@ struct Slope<'a, E, F> {
 
 impl<S: Simd, E: Element> Values<S> for Slope<'_, E, S::F> {
     #[inline(always)]
-    unsafe fn at(&self, s: S, i: usize) -> S::F {
+    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the caller's promise.
-        let (g, x) = unsafe { (load(s, self.grad, i, 0.0), load(s, self.x, i, 0.0)) };
+        let (g, x) = unsafe { (part(s, self.grad, i, n), part(s, self.x, i, n)) };
         let unit = s.fma(s.sub(x, self.mean), self.rstd, self.shift);
         s.neg_fma(unit, self.second, s.fma(g, self.weight, self.first))
     }

@@ -297,20 +297,17 @@ impl Op for GroupNorm {
         let eps = self.eps;
         let name = |given: bool, i: usize| if given { format!("x{i}") } else { "None".into() };
         let weight = name(self.weight, self.x() + 1);
-        let torch = match self.kind {
+        let sizes = format!("{samples}, {channels}, {spatial}, {groups}");
+        let (torch, setup) = match self.kind {
             Kind::Forward => {
-                format!("F.group_norm(x0, {groups}, {weight}, {}, {eps})", name(self.bias, inputs.len() - 1))
+                (format!("F.group_norm(x0, {groups}, {weight}, {}, {eps})", name(self.bias, inputs.len() - 1)), None)
             }
-            // The first elements of x stand for the saved statistics, whose values do not change the work.
-            Kind::Backward => {
-                let stats = format!("x1.view(-1)[:{}].view({samples}, {groups})", samples * groups);
-                format!(
-                    "torch.ops.aten.native_group_norm_backward(x0, x1, {stats}, {stats}, {weight}, {samples}, \
-                     {channels}, {spatial}, {groups}, [True, True, True])"
-                )
-            }
+            Kind::Backward => (
+                format!("torch.ops.aten.native_group_norm_backward(x0, x1, *s, {weight}, {sizes}, [True, True, True])"),
+                Some(format!("torch.native_group_norm(x1, {weight}, None, {sizes}, {eps})[1:]").into()),
+            ),
         };
-        Peer { torch: Some(torch.into()), numpy: None }
+        Peer { torch: Some(torch.into()), torch_setup: setup, numpy: None }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::{Arguments, RowNorm, row_length};
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::parallel;
-use bimetal_core::cpu::row::{Values, load, write};
+use bimetal_core::cpu::row::{Values, part, write};
 use bimetal_core::cpu::scratch::Scratch;
 use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
 use bimetal_core::{DType, Result, Scalar, Tensor};
@@ -107,22 +107,25 @@ impl<E: Element> Kernel for Rows<'_, E> {
         match added {
             None => {
                 for (x, y) in rows {
-                    normalize(s, x, affine, y, scaling(s, x, centers, eps), stream);
+                    let next = [x.as_ptr_range().end];
+                    normalize(s, x, affine, y, scaling(s, x, centers, eps), stream, next);
                 }
             }
             Some((residual, h)) if n <= KEPT => {
                 let mut kept = Scratch::take(n);
                 let more = residual.chunks_exact(n).zip(h.chunks_exact_mut(n));
                 for ((x, y), (residual, h)) in rows.zip(more) {
-                    write(s, h, stream, Added { x, residual, kept: kept.as_mut_ptr() });
-                    normalize(s, &kept, affine, y, scaling(s, &kept, centers, eps), stream);
+                    write(s, h, stream, Added { x, residual, kept: kept.as_mut_ptr() }, []);
+                    let next = [x.as_ptr_range().end, residual.as_ptr_range().end];
+                    normalize(s, &kept, affine, y, scaling(s, &kept, centers, eps), stream, next);
                 }
             }
             Some((residual, h)) => {
                 let more = residual.chunks_exact(n).zip(h.chunks_exact_mut(n));
                 for ((x, y), (residual, h)) in rows.zip(more) {
-                    write(s, h, false, Added { x, residual, kept: std::ptr::null_mut() });
-                    normalize(s, &*h, affine, y, scaling(s, &*h, centers, eps), stream);
+                    write(s, h, false, Added { x, residual, kept: std::ptr::null_mut() }, []);
+                    let next = [x.as_ptr_range().end, residual.as_ptr_range().end];
+                    normalize(s, &*h, affine, y, scaling(s, &*h, centers, eps), stream, next);
                 }
             }
         }
@@ -288,15 +291,16 @@ fn sums<S: Simd, E: Element, T: Terms<S, K>, const K: usize>(s: S, x: &[E], term
     out
 }
 
-/// Writes a normalized row.
+/// Writes a normalized row; `next` is what is read after it.
 #[inline(always)]
-pub(crate) fn normalize<S: Simd, A: Element, B: Element>(
+pub(crate) fn normalize<S: Simd, A: Element, B: Element, const N: usize>(
     s: S,
     x: &[A],
     affine: Affine<'_, B>,
     y: &mut [B],
     scaling: Scaling,
     stream: bool,
+    next: [*const B; N],
 ) {
     let x = &x[..y.len()];
     let (mean, rstd) = (s.splat(scaling.mean), s.splat(scaling.rstd));
@@ -304,10 +308,10 @@ pub(crate) fn normalize<S: Simd, A: Element, B: Element>(
     let n = y.len();
     let (w, b) = (affine.weight.map_or(&[][..], |w| &w[..n]), affine.bias.map_or(&[][..], |b| &b[..n]));
     match (affine.weight, affine.bias) {
-        (Some(_), Some(_)) => write(s, y, stream, Unit::<_, _, _, true, true> { x, w, b, mean, rstd, shift }),
-        (Some(_), None) => write(s, y, stream, Unit::<_, _, _, true, false> { x, w, b, mean, rstd, shift }),
-        (None, Some(_)) => write(s, y, stream, Unit::<_, _, _, false, true> { x, w, b, mean, rstd, shift }),
-        (None, None) => write(s, y, stream, Unit::<_, _, _, false, false> { x, w, b, mean, rstd, shift }),
+        (Some(_), Some(_)) => write(s, y, stream, Unit::<_, _, _, true, true> { x, w, b, mean, rstd, shift }, next),
+        (Some(_), None) => write(s, y, stream, Unit::<_, _, _, true, false> { x, w, b, mean, rstd, shift }, next),
+        (None, Some(_)) => write(s, y, stream, Unit::<_, _, _, false, true> { x, w, b, mean, rstd, shift }, next),
+        (None, None) => write(s, y, stream, Unit::<_, _, _, false, false> { x, w, b, mean, rstd, shift }, next),
     }
 }
 
@@ -325,14 +329,14 @@ impl<S: Simd, A: Element, B: Element, const WEIGHT: bool, const BIAS: bool> Valu
     for Unit<'_, A, B, S::F, WEIGHT, BIAS>
 {
     #[inline(always)]
-    unsafe fn at(&self, s: S, i: usize) -> S::F {
+    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the caller's promise; a parameter that is read is as long as the row.
         unsafe {
-            let unit = s.fma(s.sub(load(s, self.x, i, 0.0), self.mean), self.rstd, self.shift);
+            let unit = s.fma(s.sub(part(s, self.x, i, n), self.mean), self.rstd, self.shift);
             match (WEIGHT, BIAS) {
-                (true, true) => s.fma(unit, load(s, self.w, i, 0.0), load(s, self.b, i, 0.0)),
-                (true, false) => s.mul(unit, load(s, self.w, i, 0.0)),
-                (false, true) => s.add(unit, load(s, self.b, i, 0.0)),
+                (true, true) => s.fma(unit, part(s, self.w, i, n), part(s, self.b, i, n)),
+                (true, false) => s.mul(unit, part(s, self.w, i, n)),
+                (false, true) => s.add(unit, part(s, self.b, i, n)),
                 (false, false) => unit,
             }
         }
@@ -348,13 +352,12 @@ struct Added<'a, E> {
 
 impl<S: Simd, E: Element> Values<S> for Added<'_, E> {
     #[inline(always)]
-    unsafe fn at(&self, s: S, i: usize) -> S::F {
+    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the caller's promise; `kept` is as long as the row.
         unsafe {
-            let sum = rounded::<S, E>(s, s.add(load(s, self.x, i, 0.0), load(s, self.residual, i, 0.0)));
-            let left = self.x.len() - i;
+            let sum = rounded::<S, E>(s, s.add(part(s, self.x, i, n), part(s, self.residual, i, n)));
             if !self.kept.is_null() {
-                if left >= S::LANES { s.store(self.kept.add(i), sum) } else { s.store_partial(self.kept.add(i), left, sum) }
+                if n >= S::LANES { s.store(self.kept.add(i), sum) } else { s.store_partial(self.kept.add(i), n, sum) }
             }
             sum
         }

@@ -384,7 +384,7 @@ impl Op for RowNorm {
             } else {
                 format!("F.rms_norm({h}, {normalized:?}, {weight}, {eps})").into()
             }),
-            numpy: None,
+            ..Peer::default()
         }
     }
 }

@@ -277,6 +277,9 @@ impl<S: Simd, E: Element, const R: usize, const CENTERS: bool, const WEIGHT: boo
                 if n < S::LANES {
                     E::store_partial(s, p, n, dx);
                 } else if self.stream {
+                    // The rows that come next: reads and writes overlap.
+                    s.prefetch_far(self.grad.wrapping_add(at + R * self.n));
+                    s.prefetch_far(self.x.wrapping_add(at + R * self.n));
                     E::stream(s, p, dx);
                 } else {
                     E::store(s, p, dx);

@@ -242,31 +242,24 @@ impl Op for RowNormBackward {
     fn peer(&self, inputs: &[&Spec]) -> Peer {
         let x = inputs[1];
         let normalized = inputs.get(2).map_or(&x.shape.dims()[x.shape.rank() - 1..], |w| w.shape.dims());
-        let rows = x.numel() / normalized.iter().product::<usize>().max(1);
         let weight = if self.weight { "x2" } else { "None" };
         let eps = self.eps;
-        // Layer norm: the first elements of x stand for the saved statistics, whose values do not change the work.
-        // RMS norm has no gradient operation of its own on the CPU: forward and backward together, as autograd runs it.
-        Peer {
-            torch: Some(if self.kind.centers() {
-                let stats = format!("x1.view(-1)[:{rows}].view({rows}, 1)");
-                format!(
-                    "torch.ops.aten.native_layer_norm_backward(x0.view({rows}, -1), x1.view({rows}, -1), \
-                     [{n}], {stats}, {stats}, {flat}, {flat}, [True, True, True])",
-                    n = x.numel() / rows.max(1),
-                    flat = if self.weight { "x2.view(-1)" } else { "None" },
-                )
-                .into()
-            } else {
-                format!(
-                    "(lambda x, w: torch.autograd.grad(F.rms_norm(x, {normalized:?}, w, {eps}), \
-                     [x] + ([] if w is None else [w]), x0))(x1.detach().requires_grad_(), \
-                     {weight} if {weight} is None else {weight}.detach().requires_grad_())"
-                )
-                .into()
-            }),
-            numpy: None,
+        if self.kind.centers() {
+            let torch = format!(
+                "torch.ops.aten.native_layer_norm_backward(x0, x1, {normalized:?}, *s, {weight}, {weight}, \
+                 [True, True, True])"
+            );
+            let setup = format!("torch.native_layer_norm(x1, {normalized:?}, {weight}, None, {eps})[1:]");
+            return Peer { torch: Some(torch.into()), torch_setup: Some(setup.into()), numpy: None };
         }
+        // RMS norm has no gradient operation of its own on the CPU: the backward half of autograd.
+        let leaves = if self.weight { "[x1, x2]" } else { "[x1]" };
+        let setup = format!(
+            "(lambda x, w=None: (F.rms_norm(x, {normalized:?}, w, {eps}), [x] if w is None else [x, w]))\
+             (*(t.detach().requires_grad_() for t in {leaves}))"
+        );
+        let torch = "torch.autograd.grad(*s, x0, retain_graph=True)";
+        Peer { torch: Some(torch.into()), torch_setup: Some(setup.into()), numpy: None }
     }
 }
 

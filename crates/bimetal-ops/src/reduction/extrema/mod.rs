@@ -161,7 +161,7 @@ impl Op for Extrema {
             (Some(a), false) => format!("torch.a{name}(x0, {a}{torch_keep}, out=y0)"),
         };
         let numpy = format!("np.{name}(x0, axis={numpy_axis}, keepdims={keep}, out=y0)");
-        Peer { torch: Some(torch.into()), numpy: Some(numpy.into()) }
+        Peer { torch: Some(torch.into()), numpy: Some(numpy.into()), ..Peer::default() }
     }
 }
 

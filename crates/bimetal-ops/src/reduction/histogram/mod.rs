@@ -139,6 +139,7 @@ impl Op for Histogram {
         Peer {
             torch: Some(format!("y0.copy_(torch.histc(x0, {bins}, {lo:?}, {hi:?}))").into()),
             numpy: Some(format!("np.copyto(y0, np.histogram(x0, {bins}, ({lo:?}, {hi:?}))[0])").into()),
+            ..Peer::default()
         }
     }
 }

@@ -198,7 +198,7 @@ impl Op for Sums {
                 )
             }
         };
-        Peer { torch: Some(torch.into()), numpy: Some(numpy.into()) }
+        Peer { torch: Some(torch.into()), numpy: Some(numpy.into()), ..Peer::default() }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::Kind;
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
-use bimetal_core::cpu::row::{Values, load, write};
+use bimetal_core::cpu::row::{Values, load, part, write};
 use bimetal_core::cpu::scratch::Scratch;
 use bimetal_core::cpu::{math, parallel};
 use bimetal_core::{DType, Result, Scalar, Tensor};
@@ -165,7 +165,8 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         let m = self.max();
         let sum = self.sum_exp(m, Some(kept));
         let inverse = self.s.splat((1.0 / sum) as f32);
-        write(self.s, self.y, self.stream, Kept { kept, inverse });
+        let next = [self.x.as_ptr_range().end];
+        write(self.s, self.y, self.stream, Kept { kept, inverse }, next);
     }
 
     #[inline(always)]
@@ -173,7 +174,8 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         let m = self.max();
         let sum = self.sum_exp(m, None);
         let (s, x) = (self.s, self.x);
-        write(s, self.y, self.stream, Again { x, shift: s.splat(m), inverse: s.splat((1.0 / sum) as f32) });
+        let values = Again { x, shift: s.splat(m), inverse: s.splat((1.0 / sum) as f32) };
+        write(s, self.y, self.stream, values, [x.as_ptr_range().end]);
     }
 
     #[inline(always)]
@@ -181,7 +183,8 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         let m = self.max();
         let sum = self.sum_exp(m, None);
         let (s, x) = (self.s, self.x);
-        write(s, self.y, self.stream, Logarithm { x, shift: s.splat(m), log_sum: s.splat(sum.ln() as f32) });
+        let values = Logarithm { x, shift: s.splat(m), log_sum: s.splat(sum.ln() as f32) };
+        write(s, self.y, self.stream, values, [x.as_ptr_range().end]);
     }
 }
 
@@ -193,9 +196,9 @@ struct Kept<'a, F> {
 
 impl<S: Simd> Values<S> for Kept<'_, S::F> {
     #[inline(always)]
-    unsafe fn at(&self, s: S, i: usize) -> S::F {
+    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the buffer is as long as the row.
-        s.mul(unsafe { load(s, self.kept, i, 0.0) }, self.inverse)
+        s.mul(unsafe { part(s, self.kept, i, n) }, self.inverse)
     }
 }
 
@@ -208,9 +211,9 @@ struct Again<'a, E, F> {
 
 impl<S: Simd, E: Element> Values<S> for Again<'_, E, S::F> {
     #[inline(always)]
-    unsafe fn at(&self, s: S, i: usize) -> S::F {
+    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the caller's promise.
-        let x = unsafe { load(s, self.x, i, 0.0) };
+        let x = unsafe { part(s, self.x, i, n) };
         s.mul(math::exp(s, s.sub(x, self.shift)), self.inverse)
     }
 }
@@ -224,9 +227,9 @@ struct Logarithm<'a, E, F> {
 
 impl<S: Simd, E: Element> Values<S> for Logarithm<'_, E, S::F> {
     #[inline(always)]
-    unsafe fn at(&self, s: S, i: usize) -> S::F {
+    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the caller's promise.
-        let x = unsafe { load(s, self.x, i, 0.0) };
+        let x = unsafe { part(s, self.x, i, n) };
         s.sub(s.sub(x, self.shift), self.log_sum)
     }
 }

@@ -155,6 +155,7 @@ impl Op for SoftmaxAxis {
                 ),
                 Kind::LogSoftmax => None,
             },
+            ..Peer::default()
         }
     }
 }

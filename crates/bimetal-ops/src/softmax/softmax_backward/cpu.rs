@@ -2,7 +2,7 @@
 
 use super::Kind;
 use bimetal_core::cpu::element::Element;
-use bimetal_core::cpu::row::{Values, load, write};
+use bimetal_core::cpu::row::{Values, load, part, write};
 use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
 use bimetal_core::cpu::{math, parallel};
 use bimetal_core::{DType, Result, Scalar, Tensor};
@@ -58,10 +58,11 @@ impl<E: Element> Kernel for Rows<'_, E> {
         let rows = self.grad.chunks_exact(self.n).zip(self.y.chunks_exact(self.n));
         for ((grad, y), dx) in rows.zip(self.dx.chunks_exact_mut(self.n)) {
             let sum = s.splat(row_sum(s, grad, y, self.log) as f32);
+            let next = [grad.as_ptr_range().end, y.as_ptr_range().end];
             if self.log {
-                write(s, dx, self.stream, LogGradient { grad, y, sum });
+                write(s, dx, self.stream, LogGradient { grad, y, sum }, next);
             } else {
-                write(s, dx, self.stream, Gradient { grad, y, sum });
+                write(s, dx, self.stream, Gradient { grad, y, sum }, next);
             }
         }
         if self.stream {
@@ -106,9 +107,9 @@ struct Gradient<'a, E, F> {
 
 impl<S: Simd, E: Element> Values<S> for Gradient<'_, E, S::F> {
     #[inline(always)]
-    unsafe fn at(&self, s: S, i: usize) -> S::F {
+    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the caller's promise.
-        let (g, y) = unsafe { (load(s, self.grad, i, 0.0), load(s, self.y, i, 0.0)) };
+        let (g, y) = unsafe { (part(s, self.grad, i, n), part(s, self.y, i, n)) };
         s.mul(y, s.sub(g, self.sum))
     }
 }
@@ -122,9 +123,9 @@ struct LogGradient<'a, E, F> {
 
 impl<S: Simd, E: Element> Values<S> for LogGradient<'_, E, S::F> {
     #[inline(always)]
-    unsafe fn at(&self, s: S, i: usize) -> S::F {
+    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the caller's promise.
-        let (g, y) = unsafe { (load(s, self.grad, i, 0.0), load(s, self.y, i, 0.0)) };
+        let (g, y) = unsafe { (part(s, self.grad, i, n), part(s, self.y, i, n)) };
         s.neg_fma(math::exp(s, y), self.sum, g)
     }
 }

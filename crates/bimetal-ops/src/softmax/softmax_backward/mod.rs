@@ -163,7 +163,8 @@ impl Op for SoftmaxBackward {
         };
         let out = if self.kind == Kind::Softmax { "grad_input" } else { "out" };
         let axis = inputs[0].shape.axis(self.name(), self.axis).unwrap_or(0);
-        Peer { torch: Some(format!("torch.ops.aten.{aten}.out(x0, x1, {axis}, x1.dtype, {out}=y0)").into()), numpy: None }
+        let torch = format!("torch.ops.aten.{aten}.out(x0, x1, {axis}, x1.dtype, {out}=y0)");
+        Peer { torch: Some(torch.into()), ..Peer::default() }
     }
 }
 
