@@ -20,10 +20,6 @@ const B: f32 = 0.071_354_814;
 const A2: (f32, f32) = (2.302_207_946_777_343_8, 2.513_669_8e-7);
 const B2: (f32, f32) = (0.102_943_242, -2.016_198_4e-9);
 
-/// e^(a²/2) Φ(−a) for 0 ≤ a ≤ 15 as a quotient with positive coefficients, which add no errors to each other; 6e-9.
-const TAIL: &[f32] = &[0.5, 0.439_283_18, 0.183_968_94, 0.040_881_06, 0.004_153_22];
-const TAIL_BELOW: &[f32] = &[1.0, 1.676_451_37, 1.205_547_49, 0.471_408_18, 0.102_479_73, 0.010_410_46];
-
 /// (ln(1 + t) − t) / t² for 0 ≤ t ≤ 1; 5e-9.
 const LOG1P: &[f32] = &[
     -0.499_999_31,
@@ -255,31 +251,37 @@ pub(super) fn gelu_tanh_slope<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     gated_slope::<N>(rise, p, s)
 }
 
-/// ([`power`] of e^(−a²/2), P(a), 1/Q(a)), where Φ(−a) = e^(−a²/2) P/Q.
+/// ([`power`] of e^(−a²/2), M(a)) with Φ(−a) = e^(−a²/2) M(a). M = u P(u − centre) with u = 1/(1 + 0.29 a) varies up to 2.75
+/// times as fast as u, so u gets its error back. A quotient of polynomials in a takes ten instructions less, but each of
+/// its nine steps adds a rounding: 6 to 7 ulp in all.
 #[cube]
-#[allow(clippy::type_complexity)]
-fn normal_tail<N: Size>(a: Vector<f32, N>) -> (Vector<f32, N>, Vector<f32, N>, Vector<f32, N>, Vector<f32, N>) {
+fn normal_tail<N: Size>(a: Vector<f32, N>) -> (Vector<f32, N>, Vector<f32, N>, Vector<f32, N>) {
     let half = Vector::new(f32::new(-0.5 * LOG2_E.0));
     let z = a * a;
     let z_lo = fma(a, a, -z);
     let (p, s) = power::<N>(z, half, fma(z_lo, half, z * Vector::new(f32::new(-0.5 * LOG2_E.1))));
-    (p, s, poly::<N>(a, TAIL), inverse::<N>(poly::<N>(a, TAIL_BELOW)))
+    let (one, slope) = (Vector::new(1.0f32), Vector::new(0.29f32));
+    let den = fma(a, slope, one);
+    let u = inverse::<N>(den);
+    let u_lo = u * fma(-u, fma(a, slope, one - den), fma(-u, den, one));
+    let q = poly::<N>((u - Vector::new(0.578125f32)) + u_lo, gate::TAIL);
+    (p, s, fma(u, q, u_lo * q))
 }
 
 /// x Φ(x).
 #[cube]
 pub(super) fn gelu<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let a = min(abs::<N>(x), Vector::new(15.0f32));
-    let (p, s, above, below) = normal_tail::<N>(a);
-    positive_part::<N>(x) - a * p * (above * below) * s
+    let (p, s, m) = normal_tail::<N>(a);
+    positive_part::<N>(x) - a * p * m * s
 }
 
 /// Φ(x) + x φ(x).
 #[cube]
 pub(super) fn gelu_slope<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let a = at_most::<N>(abs::<N>(x), 15.0f32);
-    let (p, s, above, below) = normal_tail::<N>(a);
-    let tail = p * fma(above, below, a * Vector::new(-0.398_942_3f32)) * s;
+    let (p, s, m) = normal_tail::<N>(a);
+    let tail = p * fma(a, Vector::new(-0.398_942_3f32), m) * s;
     select_many(x.greater_than(&Vector::new(0.0f32)), Vector::new(1.0f32) - tail, tail)
 }
 
