@@ -18,7 +18,7 @@ struct Params {
     large: usize,
 }
 
-const PARAMS: Params = Params { vectors: 2, large: 4096 };
+const PARAMS: Params = Params { vectors: 1, large: 4096 };
 
 /// The functions of a family, chosen at compile time.
 #[cube]
