@@ -12,13 +12,14 @@ use std::hash::Hash;
 
 /// How much a unit takes.
 struct Params {
-    /// Vectors of a large call that a unit loads before it computes.
+    /// Vectors of a large call that a unit loads before it computes. On an H200 one is as fast for a copy, 5% slower for
+    /// gelu; four are 5% slower for both.
     vectors: usize,
     /// Units per multiprocessor from which a call is large: twice those that run at once.
     large: usize,
 }
 
-const PARAMS: Params = Params { vectors: 1, large: 4096 };
+const PARAMS: Params = Params { vectors: 2, large: 4096 };
 
 /// The functions of a family, chosen at compile time.
 #[cube]

@@ -289,49 +289,38 @@ fn channel_moments<F: Float, N: Size>(
     let end = min((part + 1) * extents.chunk, extents.vectors);
     let count = (end - part * extents.chunk) as f32 * N::value() as f32;
     let step = CUBE_DIM / lanes;
-    let width = N::value();
-    // Elements so far, their mean and the sum of their squared deviations from it; a batch at a time is put to them by
-    // Chan's formula, so that the data is read once.
-    let mut own = 0.0f32;
-    let mut own_mean = 0.0f32;
-    let mut own_squares = 0.0f32;
+    let mut sums = Array::<f32>::new(2usize);
+    sums[0] = 0.0f32;
     let mut e = first;
     while e < end {
-        let mut values = Array::<Vector<f32, N>>::new(BATCH);
-        let mut sum = Vector::<f32, N>::new(0.0f32);
         #[unroll]
         for i in 0..BATCH {
             let at = e + i as u32 * step;
-            values[i] = Vector::new(0.0f32);
             if at < end {
-                values[i] = Vector::cast_from(x[address(at, channel, &extents)]);
-            }
-            sum += values[i];
-        }
-        let size = min((end - e).div_ceil(step), BATCH as u32) as f32 * width as f32;
-        let batch_mean = vector_sum(sum) / size;
-        let mut squares = Vector::<f32, N>::new(0.0f32);
-        #[unroll]
-        for i in 0..BATCH {
-            if e + (i as u32) * step < end {
-                let d = values[i] - Vector::new(batch_mean);
-                squares += d * d;
+                let v: Vector<f32, N> = Vector::cast_from(x[address(at, channel, &extents)]);
+                sums[0] += vector_sum(v);
             }
         }
-        let weight = size / (own + size);
-        let apart = batch_mean - own_mean;
-        own_squares += vector_sum(squares) + apart * apart * (own * weight);
-        own_mean += apart * weight;
-        own += size;
         e += BATCH as u32 * step;
     }
-    let mut sums = Array::<f32>::new(2usize);
-    sums[0] = own_mean * (own / count);
     lane_sums(&mut sums, &mut scratch, 1usize, form.lanes);
-    let mean = sums[0];
-    let d = own_mean - mean;
-    sums[0] = d * own;
-    sums[1] = own_squares + d * d * own;
+    let mean = sums[0] / count;
+    sums[0] = 0.0f32;
+    sums[1] = 0.0f32;
+    e = first;
+    while e < end {
+        #[unroll]
+        for i in 0..BATCH {
+            let at = e + i as u32 * step;
+            if at < end {
+                let v: Vector<f32, N> = Vector::cast_from(x[address(at, channel, &extents)]);
+                let d = v - Vector::new(mean);
+                sums[0] += vector_sum(d);
+                sums[1] += vector_sum(d * d);
+            }
+        }
+        e += BATCH as u32 * step;
+    }
     lane_sums(&mut sums, &mut scratch, 2usize, form.lanes);
     if UNIT_POS < lanes && wanted < extents.channels && CUBE_POS < extents.cubes as usize {
         let at = 3 * (channel as usize * extents.chunks as usize + part as usize);
