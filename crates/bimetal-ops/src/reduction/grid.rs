@@ -12,13 +12,13 @@ use cubecl::prelude::*;
 const UNITS: u32 = 256;
 
 /// Vectors that a unit takes at least before a chunk is cut, and the number that it loads at once.
-pub(crate) const BATCH: usize = 4;
+pub(crate) const BATCH: usize = 8;
 
 /// Vectors that a unit takes at most: its f32 sums stay as short as its cube's tree is wide.
 const LONGEST: usize = 64;
 
-/// Cubes for each multiprocessor when long lines are cut.
-const CUBES: usize = 16;
+/// Cubes for each multiprocessor when long lines are cut: as many as run at once, so that none waits for another.
+const CUBES: usize = 4;
 
 /// Vector columns of a cube: 512 bytes of a row with vectors of 16 bytes.
 const ACROSS: usize = 32;
@@ -81,7 +81,7 @@ impl Grid {
             lanes,
         };
         if cut && team == most {
-            let wanted = (gpu.processors as usize * CUBES).div_ceil(outer * columns.div_ceil(across));
+            let wanted = (gpu.processors as usize * CUBES / (outer * columns.div_ceil(across))).max(1);
             let chunks = wanted.min(steps.div_ceil(team * BATCH)).max(steps.div_ceil(team * LONGEST)).max(1);
             grid.chunk = steps.div_ceil(chunks).next_multiple_of(team);
             grid.chunks = steps.div_ceil(grid.chunk).max(1);

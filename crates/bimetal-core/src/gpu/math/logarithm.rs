@@ -3,7 +3,7 @@
 use super::*;
 
 /// (ln(1 + f) − f) / f².
-const LOG: &[f32] =
+pub(super) const LOG: &[f32] =
     &[-0.5, 0.3333333, -0.2500082, 0.20001242, -0.16623409, 0.1420158, -0.1315961, 0.12762217, -0.07636439];
 
 /// (k 2²³, m) of the bits of a positive normal number 2ᵏ m with √½ ≤ m < √2.

@@ -6,29 +6,52 @@
 //! them), subnormal numbers are recognised by their bits (several devices read them as zero), and infinities and NaN
 //! are made from bits (WGSL has no literals for them). Polynomials are those of [`cpu::math`](crate::cpu::math).
 //!
-//! `fused` says that the device's `fma` rounds once, which makes exact products cheaper; see [`Gpu::fused`].
-//!
-//! [`Gpu::fused`]: crate::Gpu::fused
+//! Kernels pass the device's [`Arithmetic`]: where `fma` rounds once, exact products are cheaper, and on CUDA most functions
+//! have a form of their own.
 
 // Constants are written as they are rounded, and a coefficient near ln 2 is not ln 2.
 #![allow(clippy::excessive_precision, clippy::approx_constant)]
 
+mod chosen;
 mod exponential;
 mod gate;
 mod logarithm;
+mod native;
 mod power;
 mod trig;
 
-pub use exponential::{erf, exp, expm1};
-pub use gate::{
-    gelu, gelu_slope, gelu_tanh, gelu_tanh_slope, mish, mish_slope, sigmoid, silu, silu_slope, softplus, tanh,
+pub use chosen::{
+    erf, gelu, gelu_slope, gelu_tanh, gelu_tanh_slope, log, log1p, mish, mish_slope, pow, quotient, reciprocal, rsqrt,
+    sigmoid, silu, silu_slope, softplus, sqrt, tanh,
 };
-pub use logarithm::{log, log1p};
-pub use power::{pow, quotient, rsqrt, sqrt};
+pub use exponential::{exp, expm1};
 pub use trig::{cos, sin};
 
+use crate::{Device, Gpu};
 use cubecl::prelude::*;
 use exponential::exp_parts;
+
+/// What a device's arithmetic offers to kernels, chosen when they are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// `fma` may round twice: Vulkan and WGSL leave it open.
+    Plain,
+    /// `fma` rounds once.
+    Fused,
+    /// CUDA: `fma` rounds once, and PTX instructions and NVIDIA's functions are there.
+    Native,
+}
+
+impl Gpu {
+    /// What kernels on this device are compiled for.
+    pub fn arithmetic(&self) -> Arithmetic {
+        match self.device() {
+            Device::Cuda(_) => Arithmetic::Native,
+            _ if self.fused() => Arithmetic::Fused,
+            _ => Arithmetic::Plain,
+        }
+    }
+}
 
 /// All bits but the sign.
 const MAGNITUDE: u32 = 0x7fff_ffff;
@@ -153,15 +176,16 @@ pub fn two_sum<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>) -> (Vector<f32, N>
     fast_two_sum::<N>(select_many(larger, a, b), select_many(larger, b, a))
 }
 
-/// a · b as (product, rounding error). Without fused operations the factors are cut into halves of twelve bits, whose
-/// products are exact (Dekker 1971).
+/// a · b as (product cut to 23 bits, rest). Without fused operations the factors are cut into halves of twelve bits, whose
+/// products are exact (Dekker 1971). The product is hidden: a compiler that contracts `c - product` to one operation takes
+/// off the exact product, and the rest would count twice.
 #[cube]
 pub fn two_prod<N: Size>(
     a: Vector<f32, N>,
     b: Vector<f32, N>,
     #[comptime] fused: bool,
 ) -> (Vector<f32, N>, Vector<f32, N>) {
-    let product = a * b;
+    let product = hidden::<N>(a * b, 0xffff_fffeu32);
     let error = if comptime!(fused) {
         fma(a, b, -product)
     } else {

@@ -105,6 +105,12 @@ pub fn rsqrt<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     from_bits::<N>(select_many(size.equal(&Vector::new(0u32)), infinite, y))
 }
 
+/// 1/x; ±∞ at ±0.
+#[cube]
+pub fn reciprocal<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
+    Vector::new(1.0f32) / x
+}
+
 /// a / b, where subnormal operands count with their values on every device.
 #[cube]
 pub fn quotient<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>) -> Vector<f32, N> {

@@ -2,7 +2,7 @@
 
 use super::Function;
 use crate::pointwise::gpu::{self, Formula};
-use bimetal_core::gpu::math;
+use bimetal_core::gpu::math::{self, Arithmetic};
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::prelude::*;
 
@@ -25,7 +25,7 @@ impl Formula for Function {
         p: f32,
         _q: f32,
         #[comptime] function: Self,
-        #[comptime] fused: bool,
+        #[comptime] arithmetic: Arithmetic,
     ) -> Vector<f32, N> {
         let zero = Vector::new(0.0f32);
         // By its bits: some devices take subnormal numbers for zero.
@@ -41,10 +41,10 @@ impl Formula for Function {
             Function::EluBackward => {
                 select_many(positive.or(nan), g, g * Vector::new(p) * math::exp::<N>(x))
             }
-            Function::GeluBackward => g * math::gelu_slope::<N>(x, fused),
-            Function::GeluTanhBackward => g * math::gelu_tanh_slope::<N>(x, fused),
-            Function::SiluBackward => g * math::silu_slope::<N>(x),
-            Function::MishBackward => g * math::mish_slope::<N>(x),
+            Function::GeluBackward => g * math::gelu_slope::<N>(x, arithmetic),
+            Function::GeluTanhBackward => g * math::gelu_tanh_slope::<N>(x, arithmetic),
+            Function::SiluBackward => g * math::silu_slope::<N>(x, arithmetic),
+            Function::MishBackward => g * math::mish_slope::<N>(x, arithmetic),
         }
     }
 }

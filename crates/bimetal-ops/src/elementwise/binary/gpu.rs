@@ -2,7 +2,7 @@
 
 use super::Function;
 use crate::pointwise::gpu::{self, Formula};
-use bimetal_core::gpu::math;
+use bimetal_core::gpu::math::{self, Arithmetic};
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::prelude::*;
 
@@ -19,14 +19,14 @@ impl Formula for Function {
         _p: f32,
         _q: f32,
         #[comptime] function: Self,
-        #[comptime] fused: bool,
+        #[comptime] arithmetic: Arithmetic,
     ) -> Vector<f32, N> {
         match comptime!(function) {
             Function::Add => a + b,
             Function::Sub => a - b,
             Function::Mul => a * b,
-            Function::Div => math::quotient::<N>(a, b),
-            Function::Pow => math::pow::<N>(a, b, fused),
+            Function::Div => math::quotient::<N>(a, b, arithmetic),
+            Function::Pow => math::pow::<N>(a, b, arithmetic),
             Function::Maximum => math::max_nan::<N>(a, b),
             Function::Minimum => math::min_nan::<N>(a, b),
         }

@@ -2,6 +2,7 @@
 
 use super::Function;
 use crate::pointwise::gpu::{self, Formula};
+use bimetal_core::gpu::math::Arithmetic;
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::prelude::*;
 
@@ -18,7 +19,7 @@ impl Formula for Function {
         _p: f32,
         _q: f32,
         #[comptime] _function: Self,
-        #[comptime] _fused: bool,
+        #[comptime] _arithmetic: Arithmetic,
     ) -> Vector<f32, N> {
         cubecl::prelude::fma(a, b, c)
     }

@@ -2,7 +2,7 @@
 
 use super::Function;
 use crate::pointwise::gpu::{self, Formula};
-use bimetal_core::gpu::math;
+use bimetal_core::gpu::math::{self, Arithmetic};
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::prelude::*;
 
@@ -19,22 +19,22 @@ impl Formula for Function {
         lo: f32,
         hi: f32,
         #[comptime] function: Self,
-        #[comptime] _fused: bool,
+        #[comptime] arithmetic: Arithmetic,
     ) -> Vector<f32, N> {
         match comptime!(function) {
             Function::Exp => math::exp::<N>(x),
             Function::Expm1 => math::expm1::<N>(x),
-            Function::Log => math::log::<N>(x),
-            Function::Log1p => math::log1p::<N>(x),
-            Function::Sigmoid => math::sigmoid::<N>(x),
-            Function::Tanh => math::tanh::<N>(x),
-            Function::Softplus => math::softplus::<N>(x),
-            Function::Erf => math::erf::<N>(x),
+            Function::Log => math::log::<N>(x, arithmetic),
+            Function::Log1p => math::log1p::<N>(x, arithmetic),
+            Function::Sigmoid => math::sigmoid::<N>(x, arithmetic),
+            Function::Tanh => math::tanh::<N>(x, arithmetic),
+            Function::Softplus => math::softplus::<N>(x, arithmetic),
+            Function::Erf => math::erf::<N>(x, arithmetic),
             Function::Sin => math::sin::<N>(x),
             Function::Cos => math::cos::<N>(x),
-            Function::Sqrt => math::sqrt::<N>(x),
-            Function::Rsqrt => math::rsqrt::<N>(x),
-            Function::Reciprocal => Vector::new(1.0f32) / x,
+            Function::Sqrt => math::sqrt::<N>(x, arithmetic),
+            Function::Rsqrt => math::rsqrt::<N>(x, arithmetic),
+            Function::Reciprocal => math::reciprocal::<N>(x, arithmetic),
             Function::Square => x * x,
             Function::Abs => math::abs::<N>(x),
             Function::Neg => -x,

@@ -2,7 +2,7 @@
 
 use super::Function;
 use crate::pointwise::gpu::{self, Formula};
-use bimetal_core::gpu::math;
+use bimetal_core::gpu::math::{self, Arithmetic};
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::prelude::*;
 
@@ -19,16 +19,16 @@ impl Formula for Function {
         lo: f32,
         hi: f32,
         #[comptime] function: Self,
-        #[comptime] _fused: bool,
+        #[comptime] arithmetic: Arithmetic,
     ) -> Vector<f32, N> {
         let one = Vector::new(1.0f32);
         let zero = Vector::new(0.0f32);
         match comptime!(function) {
             Function::SigmoidBackward => g * (x * (one - x)),
             Function::TanhBackward => g * ((one - x) * (one + x)),
-            Function::SoftplusBackward => g * math::sigmoid::<N>(x),
+            Function::SoftplusBackward => g * math::sigmoid::<N>(x, arithmetic),
             Function::ExpBackward => g * x,
-            Function::LogBackward => math::quotient::<N>(g, x),
+            Function::LogBackward => math::quotient::<N>(g, x, arithmetic),
             Function::AbsBackward => {
                 let size = math::magnitude::<N>(x);
                 let flat = size.equal(&Vector::new(0u32)).or(math::is_nan::<N>(x));

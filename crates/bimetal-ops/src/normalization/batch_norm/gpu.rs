@@ -25,6 +25,9 @@ struct ChannelParams {
 
 const PARAMS: ChannelParams = ChannelParams { units: 256, lanes: 32, unit_vectors: 4, cubes: 8, chunks: 64 };
 
+/// Vectors that a unit loads at once.
+const BATCH: usize = 4;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Form {
     weight: bool,
@@ -285,13 +288,20 @@ fn channel_moments<F: Float, N: Size>(
     let first = part * extents.chunk + UNIT_POS / lanes;
     let end = min((part + 1) * extents.chunk, extents.vectors);
     let count = (end - part * extents.chunk) as f32 * N::value() as f32;
+    let step = CUBE_DIM / lanes;
     let mut sums = Array::<f32>::new(2usize);
     sums[0] = 0.0f32;
     let mut e = first;
     while e < end {
-        let v: Vector<f32, N> = Vector::cast_from(x[address(e, channel, &extents)]);
-        sums[0] += vector_sum(v);
-        e += CUBE_DIM / lanes;
+        #[unroll]
+        for i in 0..BATCH {
+            let at = e + i as u32 * step;
+            if at < end {
+                let v: Vector<f32, N> = Vector::cast_from(x[address(at, channel, &extents)]);
+                sums[0] += vector_sum(v);
+            }
+        }
+        e += BATCH as u32 * step;
     }
     lane_sums(&mut sums, &mut scratch, 1usize, form.lanes);
     let mean = sums[0] / count;
@@ -299,11 +309,17 @@ fn channel_moments<F: Float, N: Size>(
     sums[1] = 0.0f32;
     e = first;
     while e < end {
-        let v: Vector<f32, N> = Vector::cast_from(x[address(e, channel, &extents)]);
-        let d = v - Vector::new(mean);
-        sums[0] += vector_sum(d);
-        sums[1] += vector_sum(d * d);
-        e += CUBE_DIM / lanes;
+        #[unroll]
+        for i in 0..BATCH {
+            let at = e + i as u32 * step;
+            if at < end {
+                let v: Vector<f32, N> = Vector::cast_from(x[address(at, channel, &extents)]);
+                let d = v - Vector::new(mean);
+                sums[0] += vector_sum(d);
+                sums[1] += vector_sum(d * d);
+            }
+        }
+        e += BATCH as u32 * step;
     }
     lane_sums(&mut sums, &mut scratch, 2usize, form.lanes);
     if UNIT_POS < lanes && wanted < extents.channels && CUBE_POS < extents.cubes as usize {
@@ -333,6 +349,7 @@ fn normalize_batch<F: Float, N: Size>(
     #[define(F)] _dtype: ElemType,
 ) {
     let lanes = comptime!(form.lanes as u32);
+    let step = CUBE_DIM / lanes;
     let part = (CUBE_POS % extents.chunks as usize) as u32;
     let channel = (CUBE_POS / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
     if channel < extents.channels && CUBE_POS < extents.cubes as usize {
@@ -355,11 +372,22 @@ fn normalize_batch<F: Float, N: Size>(
         let end = min((part + 1) * extents.chunk, extents.vectors);
         let mut e = part * extents.chunk + UNIT_POS / lanes;
         while e < end {
-            let at = address(e, channel, &extents);
-            let v: Vector<f32, N> = Vector::cast_from(x[at]);
-            let d = (v - Vector::new(stats[0])) - Vector::new(stats[1]);
-            y[at] = Vector::cast_from(d * Vector::new(factor) + Vector::new(shift));
-            e += CUBE_DIM / lanes;
+            let mut values = Array::<Vector<f32, N>>::new(BATCH);
+            #[unroll]
+            for i in 0..BATCH {
+                let own = min(e + i as u32 * step, end - 1);
+                values[i] = Vector::cast_from(x[address(own, channel, &extents)]);
+            }
+            #[unroll]
+            for i in 0..BATCH {
+                let own = e + i as u32 * step;
+                if own < end {
+                    let d = (values[i] - Vector::new(stats[0])) - Vector::new(stats[1]);
+                    let scaled = d * Vector::new(factor) + Vector::new(shift);
+                    y[address(own, channel, &extents)] = Vector::cast_from(scaled);
+                }
+            }
+            e += BATCH as u32 * step;
         }
     }
 }
@@ -419,14 +447,29 @@ fn channel_products<F: Float, N: Size>(
     sums[1] = 0.0f32;
     let end = min((part + 1) * extents.chunk, extents.vectors);
     let mut e = part * extents.chunk + UNIT_POS / lanes;
+    let step = CUBE_DIM / lanes;
     while e < end {
-        let at = address(e, channel, &extents);
-        let v: Vector<f32, N> = Vector::cast_from(x[at]);
-        let g: Vector<f32, N> = Vector::cast_from(grad[at]);
-        let d = (v - Vector::new(stats[0])) - Vector::new(stats[1]);
-        sums[0] += vector_sum(g * d);
-        sums[1] += vector_sum(g);
-        e += CUBE_DIM / lanes;
+        let mut values = Array::<Vector<f32, N>>::new(BATCH);
+        let mut slopes = Array::<Vector<f32, N>>::new(BATCH);
+        #[unroll]
+        for i in 0..BATCH {
+            let own = e + i as u32 * step;
+            let at = address(min(own, end - 1), channel, &extents);
+            values[i] = Vector::cast_from(x[at]);
+            slopes[i] = Vector::new(0.0f32);
+            if own < end {
+                slopes[i] = Vector::cast_from(grad[at]);
+            }
+        }
+        #[unroll]
+        for i in 0..BATCH {
+            if e + (i as u32) * step < end {
+                let d = (values[i] - Vector::new(stats[0])) - Vector::new(stats[1]);
+                sums[0] += vector_sum(slopes[i] * d);
+                sums[1] += vector_sum(slopes[i]);
+            }
+        }
+        e += BATCH as u32 * step;
     }
     lane_sums(&mut sums, &mut scratch, 2usize, form.lanes);
     if UNIT_POS < lanes && wanted < extents.channels && CUBE_POS < extents.cubes as usize {
@@ -452,6 +495,7 @@ fn channel_gradients<F: Float, N: Size>(
     #[define(F)] _dtype: ElemType,
 ) {
     let lanes = comptime!(form.lanes as u32);
+    let step = CUBE_DIM / lanes;
     let part = (CUBE_POS % extents.chunks as usize) as u32;
     let channel = (CUBE_POS / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
     if channel < extents.channels && CUBE_POS < extents.cubes as usize {
@@ -478,13 +522,24 @@ fn channel_gradients<F: Float, N: Size>(
         let end = min((part + 1) * extents.chunk, extents.vectors);
         let mut e = part * extents.chunk + UNIT_POS / lanes;
         while e < end {
-            let at = address(e, channel, &extents);
-            let v: Vector<f32, N> = Vector::cast_from(x[at]);
-            let g: Vector<f32, N> = Vector::cast_from(grad[at]);
-            let unit = ((v - Vector::new(stats[0])) - Vector::new(stats[1])) * Vector::new(stats[2]);
-            let slope = g - Vector::new(first) - unit * Vector::new(second);
-            dx[at] = Vector::cast_from(slope * Vector::new(factor));
-            e += CUBE_DIM / lanes;
+            let mut values = Array::<Vector<f32, N>>::new(BATCH);
+            let mut slopes = Array::<Vector<f32, N>>::new(BATCH);
+            #[unroll]
+            for i in 0..BATCH {
+                let at = address(min(e + i as u32 * step, end - 1), channel, &extents);
+                values[i] = Vector::cast_from(x[at]);
+                slopes[i] = Vector::cast_from(grad[at]);
+            }
+            #[unroll]
+            for i in 0..BATCH {
+                let own = e + i as u32 * step;
+                if own < end {
+                    let d = (values[i] - Vector::new(stats[0])) - Vector::new(stats[1]);
+                    let slope = slopes[i] - Vector::new(first) - d * Vector::new(stats[2] * second);
+                    dx[address(own, channel, &extents)] = Vector::cast_from(slope * Vector::new(factor));
+                }
+            }
+            e += BATCH as u32 * step;
         }
     }
 }

@@ -319,13 +319,29 @@ fn row_in_registers<F: Float, N: Size>(
     let count = (vectors * N::value() as u32) as f32;
     // Every unit takes the same number of turns; those past the last row redo it without storing.
     let turn_rows = CUBE_COUNT * at_once as usize;
-    for turn in 0..rows.div_ceil(turn_rows) {
-        let wanted = turn * turn_rows + CUBE_POS * at_once as usize + slot as usize;
+    let turns = rows.div_ceil(turn_rows);
+    let own = CUBE_POS * at_once as usize + slot as usize;
+    let mut values = Array::<Vector<f32, N>>::new(held);
+    // The next row is on its way while this one is reduced and written.
+    let mut ahead = Array::<Vector<f32, N>>::new(held);
+    let begin = min(own, rows - 1) * vectors as usize;
+    let stored = own < rows;
+    let mut next_sum = load_row(x, residual, h, &mut ahead, begin, first, step, vectors, stored, held, form);
+    for turn in 0..turns {
+        let wanted = turn * turn_rows + own;
         let stores = wanted < rows;
         let start = min(wanted, rows - 1) * vectors as usize;
-        let mut values = Array::<Vector<f32, N>>::new(held);
         let mut sums = Array::<f32>::new(2usize);
-        sums[0] = load_row(x, residual, h, &mut values, start, first, step, vectors, stores, held, form);
+        sums[0] = next_sum;
+        #[unroll]
+        for i in 0..held {
+            values[i] = ahead[i];
+        }
+        if turn + 1 < turns {
+            let next = wanted + turn_rows;
+            let begin = min(next, rows - 1) * vectors as usize;
+            next_sum = load_row(x, residual, h, &mut ahead, begin, first, step, vectors, next < rows, held, form);
+        }
         row_sums(&mut sums, &mut scratch, 1usize, form.by_plane);
         let mut lost = 0.0f32;
         let mut squares = sums[0];

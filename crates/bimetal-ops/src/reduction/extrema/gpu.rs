@@ -6,6 +6,7 @@
 
 use super::Kind;
 use crate::reduction::grid::{BATCH, Grid, place};
+use bimetal_core::gpu::math::Arithmetic;
 use bimetal_core::{DType, Error, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -22,6 +23,8 @@ struct Stage {
     from_states: bool,
     /// The output holds states, not results.
     to_states: bool,
+    /// The device has PTX's addition, which gives every NaN the same bits.
+    native: bool,
 }
 
 impl Stage {
@@ -40,7 +43,8 @@ pub(super) fn extrema(gpu: &Gpu, kind: Kind, x: &Tensor, dims: (usize, usize, us
     }
     let grid = Grid::new(gpu, (outer, n, inner), gpu.vector(x.dtype()), true);
     let (largest, indexed) = (kind.largest(), kind.indexed());
-    let stage = Stage { largest, indexed, from_states: false, to_states: grid.chunks > 1 };
+    let native = gpu.arithmetic() == Arithmetic::Native;
+    let stage = Stage { largest, indexed, from_states: false, to_states: grid.chunks > 1, native };
     let input = (x.gpu_handle()?, gpu.elem(x.dtype())?);
     // An i64 is written as two words.
     let output = (y.gpu_handle()?, gpu.elem(if indexed { DType::U32 } else { y.dtype() })?);
@@ -174,7 +178,7 @@ fn choose<F: Numeric, O: Numeric, N: Size>(
                 y[2 * (place + lane)] = O::cast_from(low);
                 y[2 * (place + lane) + 1] = O::cast_from(high);
             } else {
-                y[place + lane] = O::cast_from(value(state[0].extract(lane), stage.largest));
+                y[place + lane] = O::cast_from(value(state[0].extract(lane), stage));
             }
         }
     }
@@ -185,6 +189,8 @@ fn choose<F: Numeric, O: Numeric, N: Size>(
 fn keys<F: Numeric, N: Size>(v: Vector<F, N>, #[comptime] stage: Stage) -> Vector<i32, N> {
     if comptime!(stage.from_states) {
         Vector::cast_from(v)
+    } else if comptime!(stage.native) {
+        native_keys::<N>(Vector::cast_from(v), stage.largest)
     } else {
         let bits = Vector::<i32, N>::reinterpret(Vector::<f32, N>::cast_from(v));
         let magnitude = bits & Vector::new(i32::MAX);
@@ -199,11 +205,35 @@ fn keys<F: Numeric, N: Size>(v: Vector<F, N>, #[comptime] stage: Stage) -> Vecto
     }
 }
 
+/// [`keys`] in a third of the instructions: x + 0 or 0 − x has one zero and one NaN, whose bits are the largest integer.
+#[cube]
+fn native_keys<N: Size>(v: Vector<f32, N>, #[comptime] largest: bool) -> Vector<i32, N> {
+    let mut keys = Vector::<i32, N>::new(0i32);
+    #[unroll]
+    for lane in 0..N::value() {
+        let x = v.extract(lane);
+        let one: f32;
+        if comptime!(largest) {
+            gpu_asm!("add.f32 {}, {}, 0f00000000;", out(_) one, in(_) x, options(pure, nomem));
+        } else {
+            gpu_asm!("sub.f32 {}, 0f00000000, {};", out(_) one, in(_) x, options(pure, nomem));
+        }
+        let bits = i32::reinterpret(one);
+        keys.insert(lane, bits ^ ((bits >> 31i32) & i32::MAX));
+    }
+    keys
+}
+
 /// The value of a key; NaN for the largest.
 #[cube]
-fn value(key: i32, #[comptime] largest: bool) -> f32 {
-    let ordered = if comptime!(largest) { key } else { 0i32 - key };
-    let bits = select(ordered < 0, (0i32 - ordered) | i32::MIN, ordered);
+fn value(key: i32, #[comptime] stage: Stage) -> f32 {
+    let bits = if comptime!(stage.native) {
+        let bits = key ^ ((key >> 31i32) & i32::MAX);
+        if comptime!(stage.largest) { bits } else { bits ^ i32::MIN }
+    } else {
+        let ordered = if comptime!(stage.largest) { key } else { 0i32 - key };
+        select(ordered < 0, (0i32 - ordered) | i32::MIN, ordered)
+    };
     f32::reinterpret(select(key == i32::MAX, i32::MAX, bits))
 }
 

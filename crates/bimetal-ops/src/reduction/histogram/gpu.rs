@@ -10,8 +10,14 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use std::sync::Mutex;
 
-/// Most bins that are counted in shared memory: 16 KiB, so that two cubes fit where there are 32.
-const SHARED_BINS: usize = 4096;
+/// Most bins that cubes of [`UNITS`] count in shared memory: 16 KiB, so that two cubes fit where there are 32.
+const SMALL_BINS: usize = 4096;
+
+/// Shared memory that cubes of [`MANY_UNITS`] use at most for more bins: what CUDA gives without being asked for more.
+const LARGE_TABLE: usize = 48 << 10;
+
+/// Units of a cube whose table leaves no room for many cubes.
+const MANY_UNITS: u32 = 1024;
 
 /// Cubes for each multiprocessor.
 const CUBES: usize = 8;
@@ -38,10 +44,13 @@ pub(super) fn histogram(gpu: &Gpu, op: &Histogram, x: &Tensor, y: &mut Tensor) -
         return Err(Error::Unavailable { device: gpu.device().to_string(), reason });
     }
     let (bins, n, width) = (op.bins, x.numel(), gpu.vector(x.dtype()));
-    let units = UNITS.min(gpu.max_units);
-    let shared = bins <= SHARED_BINS;
+    let shared = bins <= SMALL_BINS.max(gpu.shared_memory.min(LARGE_TABLE) / 4);
+    let units = if shared && bins > SMALL_BINS { MANY_UNITS } else { UNITS }.min(gpu.max_units);
     let wanted = n.div_ceil(width * units as usize * BATCH).max(1).min(gpu.processors as usize * CUBES);
-    let cubes = if shared { wanted.min((TABLE_WORDS / bins).max(1)) } else { wanted };
+    let fitting = (TABLE_WORDS / bins).max(1);
+    // As many for each multiprocessor, or one of them takes twice as long.
+    let even = fitting.saturating_sub(fitting % gpu.processors as usize).max(fitting.min(gpu.processors as usize));
+    let cubes = if shared { wanted.min(even) } else { wanted };
     let tables = if shared { cubes } else { n.div_ceil(1 << SPAN).max(1) };
     let counts = gpu.alloc(tables * bins * 4);
     let edges = edges(gpu, op);
@@ -71,22 +80,27 @@ pub(super) fn histogram(gpu: &Gpu, op: &Histogram, x: &Tensor, y: &mut Tensor) -
             n,
             bins as u32,
             edges.scale,
-            if shared { bins.next_power_of_two().max(256) } else { 0 },
+            if shared { table_length(bins) } else { 0 },
             edges.guess,
             elem,
         );
         add_tables::launch_unchecked(
             gpu.client(),
-            gpu.cubes(bins.div_ceil(ACROSS.min(units) as usize)),
-            CubeDim::new_1d(units),
+            gpu.cubes(bins.div_ceil(ACROSS.min(gpu.max_units) as usize)),
+            CubeDim::new_1d(UNITS.min(gpu.max_units)),
             BufferArg::from_raw_parts(counts, tables * bins),
             BufferArg::from_raw_parts(y.gpu_handle()?, 2 * bins),
             bins as u32,
             tables as u32,
-            units,
+            UNITS.min(gpu.max_units),
         );
     }
     Ok(())
+}
+
+/// The length of a table in shared memory: few, so that few kernels are compiled.
+fn table_length(bins: usize) -> usize {
+    if bins > SMALL_BINS { bins.next_multiple_of(1024) } else { bins.next_power_of_two().max(256) }
 }
 
 /// Edges on a device.

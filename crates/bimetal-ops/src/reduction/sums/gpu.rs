@@ -6,6 +6,7 @@
 
 use super::Kind;
 use crate::reduction::grid::{BATCH, Grid, is_nan_bits, place};
+use bimetal_core::gpu::kernel::vector_max;
 use bimetal_core::{DType, Error, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -145,15 +146,27 @@ fn reduce<F: Float, O: Float, N: Size>(
         state[p] = Vector::new(0.0f32);
     }
     if comptime!(stage.from_states) {
-        let mut other = Array::<Vector<f32, N>>::new(parts);
+        let mut other = Array::<Vector<f32, N>>::new(comptime!(BATCH * parts));
         let mut k = at.member;
         while k < at.count {
+            // Loaded together: a state at a time would wait for memory as often as there are states.
             #[unroll]
-            for p in 0..parts {
-                other[p] = Vector::cast_from(x[p * outer * steps * columns + at.base + k as usize * columns]);
+            for i in 0..BATCH {
+                let step = k + i as u32 * team;
+                #[unroll]
+                for p in 0..parts {
+                    other[i * parts + p] = Vector::new(0.0f32);
+                    if step < at.count {
+                        let place = p * outer * steps * columns + at.base + step as usize * columns;
+                        other[i * parts + p] = Vector::cast_from(x[place]);
+                    }
+                }
             }
-            merge::<N>(&mut state, &other, kind);
-            k += team;
+            #[unroll]
+            for i in 0..BATCH {
+                merge::<N>(&mut state, &other, comptime!(i * parts), kind);
+            }
+            k += BATCH as u32 * team;
         }
     } else {
         let mut k = at.member;
@@ -208,30 +221,58 @@ fn batch<N: Size>(
 ) {
     match kind {
         State::Sum => {
-            state[0] = state[0] + ((values[0] + values[1]) + (values[2] + values[3]));
+            state[0] = state[0] + total::<N>(values);
         }
         State::Norm => {
+            let mut largest = values[0].abs();
             #[unroll]
-            for i in 0..BATCH {
-                add_square::<N>(state, values[i]);
+            for i in 1..BATCH {
+                largest = max(largest, values[i].abs());
+            }
+            let most = vector_max::<N>(largest);
+            // Squares next to which those that underflow are nothing. NaN goes either way and reaches an accumulator.
+            if most == 0.0f32 || (most > PLAIN && most < BIG) {
+                #[unroll]
+                for i in 0..BATCH {
+                    state[0] = state[0] + values[i] * values[i];
+                }
+            } else {
+                #[unroll]
+                for i in 0..BATCH {
+                    add_square::<N>(state, values[i]);
+                }
             }
         }
         State::Spread => {
             let n = f32::cast_from(valid);
-            let mean = ((values[0] + values[1]) + (values[2] + values[3])) / Vector::new(n);
+            let share = 1.0f32 / n;
+            let mean = total::<N>(values) * Vector::new(share);
             let mut squares = Vector::<f32, N>::new(0.0f32);
             #[unroll]
             for i in 0..BATCH {
                 let d = values[i] - mean;
                 squares = select((i as u32) < valid, squares + d * d, squares);
             }
-            let mut other = Array::<Vector<f32, N>>::new(3usize);
-            other[0] = Vector::new(n);
-            other[1] = mean;
-            other[2] = squares / Vector::new(n);
-            merge::<N>(state, &other, kind);
+            // As in `merge`, but every lane has as many elements.
+            let before = state[0].extract(0usize);
+            let weight = n / (before + n);
+            let rest = before / (before + n);
+            let apart = mean - state[1];
+            let moved = apart * Vector::new(weight);
+            let within = state[2] * Vector::new(rest) + squares * Vector::new(share * weight);
+            state[2] = within + moved * (apart * Vector::new(rest));
+            state[1] = state[1] + moved;
+            state[0] = Vector::new(before + n);
         }
     }
+}
+
+/// The sum of a batch, in a tree.
+#[cube]
+fn total<N: Size>(values: &Array<Vector<f32, N>>) -> Vector<f32, N> {
+    let left = (values[0] + values[1]) + (values[2] + values[3]);
+    let right = (values[4] + values[5]) + (values[6] + values[7]);
+    left + right
 }
 
 /// Adds the square of `v` to the accumulator of its magnitude.
@@ -249,27 +290,32 @@ fn add_square<N: Size>(state: &mut Array<Vector<f32, N>>, v: Vector<f32, N>) {
     state[2] = state[2] + grown * grown;
 }
 
-/// Adds the state of other elements.
+/// Adds the state of other elements, which begins at `first`.
 #[cube]
-fn merge<N: Size>(state: &mut Array<Vector<f32, N>>, other: &Array<Vector<f32, N>>, #[comptime] kind: State) {
+fn merge<N: Size>(
+    state: &mut Array<Vector<f32, N>>,
+    other: &Array<Vector<f32, N>>,
+    #[comptime] first: usize,
+    #[comptime] kind: State,
+) {
     match kind {
         State::Sum => {
-            state[0] = state[0] + other[0];
+            state[0] = state[0] + other[first];
         }
         State::Norm => {
             #[unroll]
             for p in 0..3usize {
-                state[p] = state[p] + other[p];
+                state[p] = state[p] + other[comptime!(first + p)];
             }
         }
         State::Spread => {
             let one = Vector::<f32, N>::new(1.0f32);
-            let n = state[0] + other[0];
-            let weight = other[0] / n.max(one);
+            let n = state[0] + other[first];
+            let weight = other[first] / n.max(one);
             let rest = one - weight;
-            let apart = other[1] - state[1];
+            let apart = other[comptime!(first + 1)] - state[1];
             let moved = apart * weight;
-            state[2] = state[2] * rest + other[2] * weight + moved * (apart * rest);
+            state[2] = state[2] * rest + other[comptime!(first + 2)] * weight + moved * (apart * rest);
             state[1] = state[1] + moved;
             state[0] = n;
         }
@@ -302,7 +348,7 @@ fn add_team<N: Size>(
             for p in 0..parts {
                 other[p] = scratch[p * CUBE_DIM as usize + (UNIT_POS + half * across) as usize];
             }
-            merge::<N>(state, &other, kind);
+            merge::<N>(state, &other, 0usize, kind);
         }
         half /= 2;
     }
@@ -326,7 +372,7 @@ fn add_lanes<N: Size>(state: &mut Array<Vector<f32, N>>, #[comptime] kind: State
             }
             other[p] = upper;
         }
-        merge::<N>(state, &other, kind);
+        merge::<N>(state, &other, 0usize, kind);
     }
 }
 
@@ -387,6 +433,8 @@ fn result<N: Size>(
 
 /// Squares from 2⁻¹⁰⁰ to 2⁸⁰ are added as they are: sums of 2⁴⁸ of them neither overflow nor lose anything.
 const BIG: f32 = 1_099_511_627_776.0;
+/// 2⁻⁴⁵: next to its square those below 2⁻¹²⁶ do not count.
+const PLAIN: f32 = 2.842_170_9e-14;
 /// 2⁻⁵⁰
 const SMALL: f32 = 8.881_784_2e-16;
 /// 2⁻⁷⁶, for values above `BIG`.

@@ -12,13 +12,15 @@ struct Params {
     plane_vectors: usize,
     /// Most vectors of each input that a unit keeps in registers when a cube takes a row.
     cube_vectors: usize,
+    /// Most vectors of the gradient that it keeps while `y` is read again, from the caches.
+    kept_vectors: usize,
     /// Units of a cube that takes a row, at most.
     cube_units: u32,
     /// Vectors of a long row that one cube of the partial pass takes.
     chunk_vectors: usize,
 }
 
-const PARAMS: Params = Params { plane_vectors: 4, cube_vectors: 4, cube_units: 1024, chunk_vectors: 4096 };
+const PARAMS: Params = Params { plane_vectors: 4, cube_vectors: 4, kept_vectors: 8, cube_units: 1024, chunk_vectors: 4096 };
 
 pub(super) fn softmax_backward(gpu: &Gpu, kind: Kind, grad: &Tensor, y: &Tensor, axis: usize, dx: &mut Tensor) -> Result<()> {
     let (outer, n, inner) = y.shape().around(axis);
@@ -57,15 +59,16 @@ pub(super) fn softmax_backward(gpu: &Gpu, kind: Kind, grad: &Tensor, y: &Tensor,
         return Ok(());
     }
     let units = PARAMS.cube_units.min(gpu.max_units);
-    if vectors <= units as usize * PARAMS.cube_vectors {
+    if vectors <= units as usize * PARAMS.kept_vectors {
         let units = units.min((vectors.div_ceil(2).next_multiple_of(plane_max as usize)) as u32);
         let planes = units.div_ceil(plane_min);
         let (cubes, dim) = (gpu.cubes(outer), CubeDim::new_1d(units));
         let (per_unit, vectors) = (vectors.div_ceil(units as usize), vectors as u32);
+        let keeps = per_unit <= PARAMS.cube_vectors;
         // SAFETY: as above; cubes past the last row store nothing.
         unsafe {
             one_cube_per_row::launch_unchecked(
-                client, cubes, dim, address, width, g, x, out, outer, vectors, per_unit, log, planes, elem,
+                client, cubes, dim, address, width, g, x, out, outer, vectors, per_unit, keeps, log, planes, elem,
             )
         };
         return Ok(());
@@ -198,6 +201,7 @@ fn one_cube_per_row<F: Float, N: Size>(
     rows: usize,
     vectors: u32,
     #[comptime] per_unit: usize,
+    #[comptime] keeps: bool,
     #[comptime] log: bool,
     #[comptime] planes: u32,
     #[define(F)] _dtype: ElemType,
@@ -205,15 +209,21 @@ fn one_cube_per_row<F: Float, N: Size>(
     let mut scratch = Shared::<[f32]>::new_slice(planes as usize);
     let start = min(CUBE_POS, rows - 1) * vectors as usize;
     let mut gs = Array::<Vector<f32, N>>::new(per_unit);
-    let mut ys = Array::<Vector<f32, N>>::new(per_unit);
+    let mut ys = Array::<Vector<f32, N>>::new(comptime!(if keeps { per_unit } else { 1 }));
     let mut sum = 0.0f32;
     #[unroll]
     for i in 0..per_unit {
         let k = UNIT_POS + i as u32 * CUBE_DIM;
         if k < vectors {
             gs[i] = Vector::cast_from(grad[start + k as usize]);
-            ys[i] = Vector::cast_from(y[start + k as usize]);
-            sum += vector_sum(term(gs[i], ys[i], log));
+            let mut v = gs[i];
+            if comptime!(keeps || !log) {
+                v = Vector::cast_from(y[start + k as usize]);
+            }
+            if comptime!(keeps) {
+                ys[i] = v;
+            }
+            sum += vector_sum(term(gs[i], v, log));
         }
     }
     sum = cube_sum(sum, &mut scratch);
@@ -221,7 +231,12 @@ fn one_cube_per_row<F: Float, N: Size>(
     for i in 0..per_unit {
         let k = UNIT_POS + i as u32 * CUBE_DIM;
         if k < vectors && CUBE_POS < rows {
-            dx[start + k as usize] = Vector::cast_from(gradient(gs[i], ys[i], sum, log));
+            if comptime!(keeps) {
+                dx[start + k as usize] = Vector::cast_from(gradient(gs[i], ys[i], sum, log));
+            } else {
+                let v = Vector::cast_from(y[start + k as usize]);
+                dx[start + k as usize] = Vector::cast_from(gradient(gs[i], v, sum, log));
+            }
         }
     }
 }
