@@ -1,6 +1,7 @@
 //! Batch norm and its gradients on the GPU: each channel in chunks, whose moments and sums the next launch puts together;
 //! without spatial axes a cube takes neighbouring channels side by side, so that its loads stay contiguous.
 
+use super::gpu_backward::{channel_gradients, channel_products};
 use super::{BatchNorm, Kind};
 use crate::normalization::row_norm::gpu::centered_squares;
 use bimetal_core::gpu::kernel::{address_type, lane_sums, row_vector, vector_sum};
@@ -26,30 +27,30 @@ struct ChannelParams {
 const PARAMS: ChannelParams = ChannelParams { units: 256, lanes: 32, unit_vectors: 4, cubes: 8, chunks: 64 };
 
 /// Vectors that a unit loads at once.
-const BATCH: usize = 4;
+pub(super) const BATCH: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Form {
-    weight: bool,
+pub(super) struct Form {
+    pub(super) weight: bool,
     bias: bool,
     /// Channels side by side in a cube.
-    lanes: usize,
-    units: usize,
-    planes: usize,
+    pub(super) lanes: usize,
+    pub(super) units: usize,
+    pub(super) planes: usize,
 }
 
 /// A tensor's extents in vectors, and how its channels are cut.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct Extents {
+pub(super) struct Extents {
     /// Cubes that have a chunk; a launch may have more.
-    cubes: u32,
-    channels: u32,
-    spatial: u32,
+    pub(super) cubes: u32,
+    pub(super) channels: u32,
+    pub(super) spatial: u32,
     /// Vectors of a channel.
-    vectors: u32,
+    pub(super) vectors: u32,
     /// Of these, in a chunk.
-    chunk: u32,
-    chunks: u32,
+    pub(super) chunk: u32,
+    pub(super) chunks: u32,
 }
 
 /// What every launch needs.
@@ -229,14 +230,14 @@ fn backward(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> R
 
 /// Where vector `e` of a channel lies.
 #[cube]
-fn address(e: u32, channel: u32, extents: &Extents) -> usize {
+pub(super) fn address(e: u32, channel: u32, extents: &Extents) -> usize {
     let row = (e / extents.spatial) as usize * extents.channels as usize + channel as usize;
     row * extents.spatial as usize + (e % extents.spatial) as usize
 }
 
 /// Mean, what its rounding lost, and rstd of a channel in `stats[0..3]`, its sum of squared deviations in `stats[3]`.
 #[cube]
-fn put_together(
+pub(super) fn put_together(
     moments: &[f32],
     stats: &mut Array<f32>,
     channel: u32,
@@ -419,127 +420,5 @@ fn normalize_given<F: Float, N: Size>(
             shift = f32::cast_from(bias[c]);
         }
         y[at] = Vector::cast_from((v - Vector::new(mean[c])) * Vector::new(factor) + Vector::new(shift));
-    }
-}
-
-/// `Σ grad·x̂` and `Σ grad` of each chunk.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn channel_products<F: Float, N: Size>(
-    grad: &[Vector<F, N>],
-    x: &[Vector<F, N>],
-    moments: &[f32],
-    products: &mut [f32],
-    extents: Extents,
-    eps: f32,
-    #[comptime] form: Form,
-    #[define(F)] _dtype: ElemType,
-) {
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!(if form.lanes == 1 { 2 * form.planes } else { form.units }));
-    let lanes = comptime!(form.lanes as u32);
-    let position = min(CUBE_POS, extents.cubes as usize - 1);
-    let part = (position % extents.chunks as usize) as u32;
-    let wanted = (position / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    let channel = min(wanted, extents.channels - 1);
-    let mut stats = Array::<f32>::new(4usize);
-    put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
-    let mut sums = Array::<f32>::new(2usize);
-    sums[0] = 0.0f32;
-    sums[1] = 0.0f32;
-    let end = min((part + 1) * extents.chunk, extents.vectors);
-    let mut e = part * extents.chunk + UNIT_POS / lanes;
-    let step = CUBE_DIM / lanes;
-    while e < end {
-        let mut values = Array::<Vector<f32, N>>::new(BATCH);
-        let mut slopes = Array::<Vector<f32, N>>::new(BATCH);
-        #[unroll]
-        for i in 0..BATCH {
-            let own = e + i as u32 * step;
-            let at = address(min(own, end - 1), channel, &extents);
-            values[i] = Vector::cast_from(x[at]);
-            slopes[i] = Vector::new(0.0f32);
-            if own < end {
-                slopes[i] = Vector::cast_from(grad[at]);
-            }
-        }
-        #[unroll]
-        for i in 0..BATCH {
-            if e + (i as u32) * step < end {
-                let d = (values[i] - Vector::new(stats[0])) - Vector::new(stats[1]);
-                sums[0] += vector_sum(slopes[i] * d);
-                sums[1] += vector_sum(slopes[i]);
-            }
-        }
-        e += BATCH as u32 * step;
-    }
-    lane_sums(&mut sums, &mut scratch, 2usize, form.lanes);
-    if UNIT_POS < lanes && wanted < extents.channels && CUBE_POS < extents.cubes as usize {
-        let at = 2 * (channel as usize * extents.chunks as usize + part as usize);
-        products[at] = sums[0] * stats[2];
-        products[at + 1] = sums[1];
-    }
-}
-
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn channel_gradients<F: Float, N: Size>(
-    grad: &[Vector<F, N>],
-    x: &[Vector<F, N>],
-    weight: &[F],
-    moments: &[f32],
-    products: &[f32],
-    dx: &mut [Vector<F, N>],
-    dweight: &mut [F],
-    dbias: &mut [F],
-    extents: Extents,
-    eps: f32,
-    #[comptime] form: Form,
-    #[define(F)] _dtype: ElemType,
-) {
-    let lanes = comptime!(form.lanes as u32);
-    let step = CUBE_DIM / lanes;
-    let part = (CUBE_POS % extents.chunks as usize) as u32;
-    let channel = (CUBE_POS / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    if channel < extents.channels && CUBE_POS < extents.cubes as usize {
-        let mut stats = Array::<f32>::new(4usize);
-        put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
-        let mut scaled = 0.0f32;
-        let mut plain = 0.0f32;
-        for i in 0..extents.chunks {
-            let at = 2 * (channel as usize * extents.chunks as usize + i as usize);
-            scaled += products[at];
-            plain += products[at + 1];
-        }
-        if part == 0 && UNIT_POS < lanes {
-            dweight[channel as usize] = F::cast_from(scaled);
-            dbias[channel as usize] = F::cast_from(plain);
-        }
-        let count = extents.vectors as f32 * N::value() as f32;
-        let first = plain / count;
-        let second = scaled / count;
-        let mut factor = stats[2];
-        if comptime!(form.weight) {
-            factor *= f32::cast_from(weight[channel as usize]);
-        }
-        let end = min((part + 1) * extents.chunk, extents.vectors);
-        let mut e = part * extents.chunk + UNIT_POS / lanes;
-        while e < end {
-            let mut values = Array::<Vector<f32, N>>::new(BATCH);
-            let mut slopes = Array::<Vector<f32, N>>::new(BATCH);
-            #[unroll]
-            for i in 0..BATCH {
-                let at = address(min(e + i as u32 * step, end - 1), channel, &extents);
-                values[i] = Vector::cast_from(x[at]);
-                slopes[i] = Vector::cast_from(grad[at]);
-            }
-            #[unroll]
-            for i in 0..BATCH {
-                let own = e + i as u32 * step;
-                if own < end {
-                    let d = (values[i] - Vector::new(stats[0])) - Vector::new(stats[1]);
-                    let slope = slopes[i] - Vector::new(first) - d * Vector::new(stats[2] * second);
-                    dx[address(own, channel, &extents)] = Vector::cast_from(slope * Vector::new(factor));
-                }
-            }
-            e += BATCH as u32 * step;
-        }
     }
 }

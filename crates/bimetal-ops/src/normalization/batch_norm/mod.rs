@@ -3,6 +3,7 @@
 
 mod cpu;
 mod gpu;
+mod gpu_backward;
 mod reference;
 
 use crate::normalization::row_norm::check_same;

@@ -13,8 +13,12 @@ struct RowParams {
     plane_elements: usize,
     /// Most elements that a unit holds when a cube takes a row.
     cube_elements: usize,
-    /// Elements for each unit of a cube that takes a row, as far as the largest cube allows.
+    /// Elements for each unit of a cube that takes one of many rows, as far as the largest cube allows. What a row costs
+    /// beside its elements counts by the unit: layer norm of 4096×4096 on an H200 takes 59 µs with 8, 47 with 16 and 42
+    /// with 32 (RMS norm 47, 41, 41). Loading the next row before the current one is reduced takes 1 to 7 µs more.
     target_elements: usize,
+    /// The same where there are no more than two rows for each multiprocessor, which has units to spare then.
+    few_elements: usize,
     /// Units of a cube that takes a row, at most.
     cube_units: u32,
     /// Most elements for which a unit also holds the weight and the bias from row to row.
@@ -26,10 +30,11 @@ struct RowParams {
 const PARAMS: RowParams = RowParams {
     plane_elements: 32,
     cube_elements: 32,
-    target_elements: 8,
+    target_elements: 32,
+    few_elements: 8,
     cube_units: 1024,
     held_elements: 16,
-    resident_units: 2048,
+    resident_units: 1024,
 };
 
 /// What a kernel does to a row.
@@ -77,7 +82,8 @@ pub(super) fn row_norm(op: &RowNorm, gpu: &Gpu, inputs: &[&Tensor], outputs: &mu
     let units = if form.by_plane {
         128.min(largest)
     } else {
-        n.div_ceil(PARAMS.target_elements).next_multiple_of(plane_max).min(largest)
+        let many = rows > 2 * gpu.processors as usize;
+        n.div_ceil(if many { PARAMS.target_elements } else { PARAMS.few_elements }).next_multiple_of(plane_max).min(largest)
     };
     let taking = if form.by_plane { plane_min } else { units };
     let held = vectors.div_ceil(taking);
@@ -319,29 +325,13 @@ fn row_in_registers<F: Float, N: Size>(
     let count = (vectors * N::value() as u32) as f32;
     // Every unit takes the same number of turns; those past the last row redo it without storing.
     let turn_rows = CUBE_COUNT * at_once as usize;
-    let turns = rows.div_ceil(turn_rows);
-    let own = CUBE_POS * at_once as usize + slot as usize;
-    let mut values = Array::<Vector<f32, N>>::new(held);
-    // The next row is on its way while this one is reduced and written.
-    let mut ahead = Array::<Vector<f32, N>>::new(held);
-    let begin = min(own, rows - 1) * vectors as usize;
-    let stored = own < rows;
-    let mut next_sum = load_row(x, residual, h, &mut ahead, begin, first, step, vectors, stored, held, form);
-    for turn in 0..turns {
-        let wanted = turn * turn_rows + own;
+    for turn in 0..rows.div_ceil(turn_rows) {
+        let wanted = turn * turn_rows + CUBE_POS * at_once as usize + slot as usize;
         let stores = wanted < rows;
         let start = min(wanted, rows - 1) * vectors as usize;
+        let mut values = Array::<Vector<f32, N>>::new(held);
         let mut sums = Array::<f32>::new(2usize);
-        sums[0] = next_sum;
-        #[unroll]
-        for i in 0..held {
-            values[i] = ahead[i];
-        }
-        if turn + 1 < turns {
-            let next = wanted + turn_rows;
-            let begin = min(next, rows - 1) * vectors as usize;
-            next_sum = load_row(x, residual, h, &mut ahead, begin, first, step, vectors, next < rows, held, form);
-        }
+        sums[0] = load_row(x, residual, h, &mut values, start, first, step, vectors, stores, held, form);
         row_sums(&mut sums, &mut scratch, 1usize, form.by_plane);
         let mut lost = 0.0f32;
         let mut squares = sums[0];

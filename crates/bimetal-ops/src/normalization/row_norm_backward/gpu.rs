@@ -16,19 +16,20 @@ use cubecl::server::Handle;
 struct RowParams {
     /// Most elements of a row that a unit holds when a plane takes the row.
     plane_elements: usize,
-    /// Most elements that a unit holds when a cube takes a row; the kernel keeps seven vectors of that many.
+    /// Most elements that a unit holds when a cube takes a row; the kernel keeps five vectors of that many. For 4096×4096 on
+    /// an H200 layer norm's gradients take 79 µs with 8, 72 with 16 and 73 with 32 (RMS norm's 72, 68, 69).
     cube_elements: usize,
     /// Units of a cube, at most.
     cube_units: usize,
     /// Units of a cube whose planes take rows.
     plane_units: usize,
-    /// Units that a multiprocessor is given; cubes go on to further rows beyond it, whose loads are under way by then.
+    /// Units that a multiprocessor is given; cubes go on to further rows beyond it.
     resident_units: usize,
 }
 
 const PARAMS: RowParams = RowParams {
     plane_elements: 16,
-    cube_elements: 8,
+    cube_elements: 16,
     cube_units: 1024,
     plane_units: 256,
     resident_units: 512,
@@ -273,32 +274,14 @@ fn gradient_in_registers<F: Float, N: Size>(
     let count = (vectors * N::value() as u32) as f32;
     // Every unit takes the same number of turns; those past the last row redo it without effect.
     let turn_rows = cubes * at_once as usize;
-    let turns = rows.div_ceil(turn_rows);
-    let own = CUBE_POS * at_once as usize + slot as usize;
-    let mut values = Array::<Vector<f32, N>>::new(held);
-    let mut slopes = Array::<Vector<f32, N>>::new(held);
-    // The next row is on its way while this one is reduced and written.
-    let mut next_values = Array::<Vector<f32, N>>::new(held);
-    let mut next_slopes = Array::<Vector<f32, N>>::new(held);
-    let begin = min(own, rows - 1) * vectors as usize;
-    let mut next_sum =
-        hold_row(&mut next_values, &mut next_slopes, x, grad, begin, first, step, vectors, held, form);
-    for turn in 0..turns {
-        let wanted = turn * turn_rows + own;
+    for turn in 0..rows.div_ceil(turn_rows) {
+        let wanted = turn * turn_rows + CUBE_POS * at_once as usize + slot as usize;
         let counts = wanted < rows && CUBE_POS < cubes;
         let start = min(wanted, rows - 1) * vectors as usize;
+        let mut values = Array::<Vector<f32, N>>::new(held);
+        let mut slopes = Array::<Vector<f32, N>>::new(held);
         let mut sums = Array::<f32>::new(4usize);
-        sums[0] = next_sum;
-        #[unroll]
-        for i in 0..held {
-            values[i] = next_values[i];
-            slopes[i] = next_slopes[i];
-        }
-        if turn + 1 < turns {
-            let begin = min(wanted + turn_rows, rows - 1) * vectors as usize;
-            next_sum =
-                hold_row(&mut next_values, &mut next_slopes, x, grad, begin, first, step, vectors, held, form);
-        }
+        sums[0] = hold_row(&mut values, &mut slopes, x, grad, start, first, step, vectors, held, form);
         let mut mean = 0.0f32;
         if comptime!(form.centers) {
             row_sums(&mut sums, &mut scratch, 1usize, form.by_plane);
