@@ -85,16 +85,17 @@ pub(super) fn matmul(
 
 /// Runs the products of a launch: the one place where their implementation is chosen.
 fn run(launch: &Launch) -> Result<()> {
-    match choose(launch.plan, launch.gpu) {
+    match choose(launch) {
         Way::Tiles(side) => launch.tiles(side),
         Way::Lines(left) => launch.lines(left),
         Way::Columns(left) => launch.columns(left),
     }
 }
 
-fn choose(plan: &Plan, gpu: &Gpu) -> Way {
-    let Plan { m, n, k, a, b, .. } = *plan;
-    if m.min(n) <= PARAMS.vectors && k > 1 {
+fn choose(launch: &Launch) -> Way {
+    let Plan { m, n, k, a, b, .. } = *launch.plan;
+    // WGSL has no i8: its words of four go through the tiles, which take elements one by one.
+    if m.min(n) <= PARAMS.vectors && k > 1 && launch.operands[0].dtype() != DType::I8 {
         // With few on both sides, the one that is contiguous along the sum is read as the large one.
         let left = if m.max(n) <= PARAMS.vectors { b[0] == 1 || a[1] != 1 } else { m <= n };
         let (small, large) = if left { (a[1], [b[1], b[0]]) } else { (b[0], a) };
@@ -107,9 +108,9 @@ fn choose(plan: &Plan, gpu: &Gpu) -> Way {
     }
     // Small tiles until large ones would occupy every processor.
     let large = PARAMS.large_side * PARAMS.unit;
-    let tiles = plan.products() * m.div_ceil(large) * n.div_ceil(large);
-    let fits = gpu.max_units as usize >= PARAMS.large_side * PARAMS.large_side;
-    Way::Tiles(if fits && tiles >= 2 * gpu.processors as usize { PARAMS.large_side } else { PARAMS.small_side })
+    let tiles = launch.batch[0] * m.div_ceil(large) * n.div_ceil(large);
+    let fits = launch.gpu.max_units as usize >= PARAMS.large_side * PARAMS.large_side;
+    Way::Tiles(if fits && tiles >= 2 * launch.gpu.processors as usize { PARAMS.large_side } else { PARAMS.small_side })
 }
 
 impl Launch<'_> {
@@ -117,15 +118,14 @@ impl Launch<'_> {
         address_type(self.operands[0].numel().max(self.operands[1].numel()).max(self.d.numel()))
     }
 
-    /// The types of the operands, of the sums and of the result.
+    /// The types of the operands (words of four for i8), of the sums and of the result.
     fn elems(&self) -> Result<[ElemType; 3]> {
-        let dtype = self.operands[0].dtype();
-        let sums = match dtype {
-            DType::F64 => DType::F64,
-            DType::I8 => DType::I32,
-            _ => DType::F32,
+        let (operands, sums) = match self.operands[0].dtype() {
+            DType::F64 => (DType::F64, DType::F64),
+            DType::I8 => (DType::U32, DType::I32),
+            dtype => (dtype, DType::F32),
         };
-        Ok([self.gpu.elem(dtype)?, self.gpu.elem(sums)?, self.gpu.elem(self.d.dtype())?])
+        Ok([self.gpu.elem(operands)?, self.gpu.elem(sums)?, self.gpu.elem(self.d.dtype())?])
     }
 
     fn tiles(&self, side: usize) -> Result<()> {
@@ -158,6 +158,7 @@ impl Launch<'_> {
                 a[1] == 1,
                 b[1] == 1,
                 side,
+                self.operands[0].dtype() == DType::I8,
                 elems,
             );
         }
@@ -289,6 +290,7 @@ fn tiles<I: Numeric, A: Numeric, O: Numeric>(
     #[comptime] a_along: bool,
     #[comptime] b_across: bool,
     #[comptime] side: usize,
+    #[comptime] bytes: bool,
     #[define(I, A, O)] _elems: [ElemType; 3],
 ) {
     let tile = comptime!(side * PARAMS.unit);
@@ -326,7 +328,7 @@ fn tiles<I: Numeric, A: Numeric, O: Numeric>(
             let mut value = A::from_int(0);
             if (i_row as u32) < rows && (i_l as u32) < k {
                 let place = if comptime!(a_along) { i_row * a_stride + i_l } else { i_l * a_stride + i_row };
-                value = A::cast_from(a[a_from + place]);
+                value = element::<I, A>(a, a_from + place, bytes);
             }
             a_tile[l * row + line] = value;
         }
@@ -338,7 +340,7 @@ fn tiles<I: Numeric, A: Numeric, O: Numeric>(
             let mut value = A::from_int(0);
             if (i_column as u32) < n && (i_l as u32) < k && rows > 0u32 {
                 let place = if comptime!(b_across) { i_l * b_stride + i_column } else { i_column * b_stride + i_l };
-                value = A::cast_from(b[b_from + place]);
+                value = element::<I, A>(b, b_from + place, bytes);
             }
             b_tile[l * row + line] = value;
         }
@@ -375,6 +377,17 @@ fn tiles<I: Numeric, A: Numeric, O: Numeric>(
                 d[place] = O::cast_from(sums[comptime!(i * per_unit + j)] * factor);
             }
         }
+    }
+}
+
+/// Element `place`: of words that hold four i8 each if `bytes`.
+#[cube]
+fn element<I: Numeric, A: Numeric>(x: &[I], place: usize, #[comptime] bytes: bool) -> A {
+    if comptime!(bytes) {
+        let byte = (u32::cast_from(x[place / 4]) >> ((place % 4) as u32 * 8u32)) & 255u32;
+        A::cast_from(i32::cast_from(byte) - select(byte > 127u32, 256i32, 0i32))
+    } else {
+        A::cast_from(x[place])
     }
 }
 
