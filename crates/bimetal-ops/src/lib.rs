@@ -3,6 +3,7 @@
 
 pub mod activation;
 pub mod elementwise;
+pub mod linalg;
 pub mod normalization;
 mod pointwise;
 pub mod reduction;
@@ -11,6 +12,7 @@ pub mod softmax;
 
 pub use activation::*;
 pub use elementwise::*;
+pub use linalg::*;
 pub use normalization::*;
 pub use reduction::*;
 pub use softmax::*;

@@ -37,7 +37,7 @@ macro_rules! domains {
     };
 }
 
-domains!(elementwise, activation, reduction, softmax, normalization);
+domains!(elementwise, activation, reduction, softmax, normalization, linalg);
 
 /// Every operation with its domain.
 pub fn ops() -> impl Iterator<Item = (&'static Domain, &'static dyn Definition)> {

@@ -56,6 +56,7 @@ const TABLES: &[&[Row]] = &[
     operations::BINARY,
     operations::REDUCTION,
     operations::NORMALIZATION,
+    operations::LINALG,
 ];
 
 /// What is wrong with the outcome of a wrong call, if anything is.

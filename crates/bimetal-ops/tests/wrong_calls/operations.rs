@@ -307,3 +307,84 @@ pub const NORMALIZATION: &[Row] = &[
         &["rms_norm_backward", "`out`", "[3], got [4]"],
     ),
 ];
+
+pub const LINALG: &[Row] = &[
+    (
+        "matmul: inner extents",
+        || matmul(&f32s(&[2, 3]), &f32s(&[2, 3])).map(drop),
+        Argument,
+        &["matmul", "`b`", "3 elements", "got [2, 3]"],
+    ),
+    ("matmul: vector lengths", || matmul(&f32s(&[2]), &f32s(&[3])).map(drop), Argument, &["matmul", "`b`", "got [3]"]),
+    ("matmul: scalar", || matmul(&f32s(&[]), &f32s(&[3])).map(drop), Argument, &["matmul", "`a`", "one axis"]),
+    ("matmul: scalar on the right", || matmul(&f32s(&[3]), &f32s(&[])).map(drop), Argument, &["matmul", "`b`"]),
+    (
+        "matmul: batches",
+        || matmul(&f32s(&[2, 3, 4]), &f32s(&[3, 4, 5])).map(drop),
+        Argument,
+        &["matmul", "`b`", "leading extents", "[2, 3, 4] and [3, 4, 5]"],
+    ),
+    ("matmul: dtype", || matmul(&zeros(&[2, 2], DType::I32), &f32s(&[2, 2])).map(drop), Kind::DType, &["`a`", "i32"]),
+    (
+        "matmul: dtypes",
+        || matmul(&f32s(&[2, 2]), &zeros(&[2, 2], DType::BF16)).map(drop),
+        Kind::DType,
+        &["matmul", "`b`", "bf16", "F32"],
+    ),
+    (
+        "matmul: output of i8",
+        || matmul_into(&zeros(&[2, 2], DType::I8), &zeros(&[2, 2], DType::I8), &mut zeros(&[2, 2], DType::I8)),
+        Kind::DType,
+        &["matmul", "`out`", "i8", "I32"],
+    ),
+    (
+        "matmul: output shape",
+        || matmul_into(&f32s(&[2, 3]), &f32s(&[3]), &mut f32s(&[2, 1])),
+        Argument,
+        &["matmul", "`out`", "[2], got [2, 1]"],
+    ),
+    (
+        "matmul_with: transposed",
+        || {
+            let params = MatmulParams { transpose_b: true, ..MatmulParams::default() };
+            matmul_with(&f32s(&[2, 3]), &f32s(&[3, 2]), params).map(drop)
+        },
+        Argument,
+        &["matmul", "`b`", "got [3, 2]"],
+    ),
+    (
+        "matmul_with: factor of integers",
+        || {
+            let params = MatmulParams { alpha: 0.5, ..MatmulParams::default() };
+            matmul_with(&zeros(&[2, 2], DType::I8), &zeros(&[2, 2], DType::I8), params).map(drop)
+        },
+        Argument,
+        &["matmul", "`alpha`", "got 0.5"],
+    ),
+    ("matvec: vector", || matvec(&f32s(&[3]), &f32s(&[3])).map(drop), Argument, &["matvec", "`a`", "a matrix"]),
+    ("matvec: lengths", || matvec(&f32s(&[2, 3]), &f32s(&[2])).map(drop), Argument, &["matvec", "`x`", "got [2]"]),
+    (
+        "matvec: output",
+        || matvec_into(&f32s(&[2, 3]), &f32s(&[3]), &mut f32s(&[3])),
+        Argument,
+        &["matvec", "`out`", "[2], got [3]"],
+    ),
+    (
+        "outer_product: matrix",
+        || outer_product(&f32s(&[2]), &f32s(&[2, 1])).map(drop),
+        Argument,
+        &["outer_product", "`y`", "a vector"],
+    ),
+    (
+        "outer_product: dtype",
+        || outer_product(&zeros(&[2], DType::Bool), &f32s(&[2])).map(drop),
+        Kind::DType,
+        &["outer_product", "`x`", "bool"],
+    ),
+    (
+        "outer_product: output",
+        || outer_product_into(&f32s(&[2]), &f32s(&[3]), &mut f32s(&[3, 2])),
+        Argument,
+        &["outer_product", "`out`", "[2, 3], got [3, 2]"],
+    ),
+];

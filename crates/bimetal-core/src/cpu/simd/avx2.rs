@@ -65,6 +65,7 @@ impl Simd for Avx2 {
     type F = __m256;
     type I = __m256i;
     type M = __m256;
+    type D = __m256d;
     const LANES: usize = 8;
     const LEVEL: Level = Level::Avx2;
 
@@ -78,6 +79,8 @@ impl Simd for Avx2 {
         unsafe fn load(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
         unsafe fn store(p: *mut f32, v: __m256) { _mm256_storeu_ps(p, v) }
         unsafe fn stream(p: *mut f32, v: __m256) { _mm256_stream_ps(p, v) }
+        unsafe fn load_f64(p: *const f64) -> __m256d { _mm256_loadu_pd(p) }
+        unsafe fn store_f64(p: *mut f64, v: __m256d) { _mm256_storeu_pd(p, v) }
         unsafe fn load_i(p: *const i32) -> __m256i { _mm256_loadu_si256(p.cast()) }
         unsafe fn store_i(p: *mut i32, v: __m256i) { _mm256_storeu_si256(p.cast(), v) }
         unsafe fn load_u16(p: *const u16) -> __m256i { _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())) }
@@ -93,6 +96,8 @@ impl Simd for Avx2 {
         }
 
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
+        fn splat_f64(x: f64) -> __m256d { _mm256_set1_pd(x) }
+        fn fma_f64(a: __m256d, b: __m256d, c: __m256d) -> __m256d { _mm256_fmadd_pd(a, b, c) }
         fn splat_i(x: i32) -> __m256i { _mm256_set1_epi32(x) }
         fn iota_i() -> __m256i { _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7) }
 

@@ -63,6 +63,7 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type M = __mmask16;
+    type D = __m512d;
     const LANES: usize = 16;
     const LEVEL: Level = Level::Avx512;
 
@@ -80,6 +81,8 @@ impl Simd for Avx512 {
             _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(n), p)
         }
         unsafe fn store_partial(p: *mut f32, n: usize, v: __m512) { _mm512_mask_storeu_ps(p, first(n), v) }
+        unsafe fn load_f64(p: *const f64) -> __m512d { _mm512_loadu_pd(p) }
+        unsafe fn store_f64(p: *mut f64, v: __m512d) { _mm512_storeu_pd(p, v) }
         unsafe fn load_i(p: *const i32) -> __m512i { _mm512_loadu_si512(p.cast()) }
         unsafe fn store_i(p: *mut i32, v: __m512i) { _mm512_storeu_si512(p.cast(), v) }
         unsafe fn load_u16(p: *const u16) -> __m512i { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) }
@@ -95,6 +98,8 @@ impl Simd for Avx512 {
         }
 
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
+        fn splat_f64(x: f64) -> __m512d { _mm512_set1_pd(x) }
+        fn fma_f64(a: __m512d, b: __m512d, c: __m512d) -> __m512d { _mm512_fmadd_pd(a, b, c) }
         fn splat_i(x: i32) -> __m512i { _mm512_set1_epi32(x) }
         fn iota_i() -> __m512i { _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15) }
 

@@ -38,8 +38,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// `LANES` booleans.
     type M: Copy;
+    /// `LANES_F64` `f64`.
+    type D: Copy;
     /// Lanes in a vector: 16, 8, 4 or 1.
     const LANES: usize;
+    /// Lanes in a vector of `f64`: half as many, or 1.
+    const LANES_F64: usize = if Self::LANES == 1 { 1 } else { Self::LANES / 2 };
     /// The level this token stands for.
     const LEVEL: Level;
 
@@ -111,6 +115,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// See the trait.
     unsafe fn store_i(self, p: *mut i32, v: Self::I);
+    /// Reads `LANES_F64` values.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn load_f64(self, p: *const f64) -> Self::D;
+    /// Writes `LANES_F64` values.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn store_f64(self, p: *mut f64, v: Self::D);
+    /// All lanes `x`.
+    fn splat_f64(self, x: f64) -> Self::D;
+    /// a·b + c, rounded once
+    fn fma_f64(self, a: Self::D, b: Self::D, c: Self::D) -> Self::D;
     /// Reads 16-bit lanes, zero-extended.
     ///
     /// # Safety

@@ -42,6 +42,7 @@ impl Simd for Neon {
     type F = float32x4_t;
     type I = int32x4_t;
     type M = uint32x4_t;
+    type D = float64x2_t;
     const LANES: usize = 4;
     const LEVEL: Level = Level::Neon;
 
@@ -53,6 +54,8 @@ impl Simd for Neon {
     memory! {
         unsafe fn load(p: *const f32) -> float32x4_t { vld1q_f32(p) }
         unsafe fn store(p: *mut f32, v: float32x4_t) { vst1q_f32(p, v) }
+        unsafe fn load_f64(p: *const f64) -> float64x2_t { vld1q_f64(p) }
+        unsafe fn store_f64(p: *mut f64, v: float64x2_t) { vst1q_f64(p, v) }
         unsafe fn load_i(p: *const i32) -> int32x4_t { vld1q_s32(p) }
         unsafe fn store_i(p: *mut i32, v: int32x4_t) { vst1q_s32(p, v) }
         unsafe fn load_u16(p: *const u16) -> int32x4_t { vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p))) }
@@ -61,6 +64,8 @@ impl Simd for Neon {
 
     lanes! {
         fn splat(x: f32) -> float32x4_t { vdupq_n_f32(x) }
+        fn splat_f64(x: f64) -> float64x2_t { vdupq_n_f64(x) }
+        fn fma_f64(a: float64x2_t, b: float64x2_t, c: float64x2_t) -> float64x2_t { vfmaq_f64(c, a, b) }
         fn splat_i(x: i32) -> int32x4_t { vdupq_n_s32(x) }
         fn iota_i() -> int32x4_t { vld1q_s32([0, 1, 2, 3].as_ptr()) }
 

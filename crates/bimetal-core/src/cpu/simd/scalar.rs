@@ -30,6 +30,7 @@ impl Simd for Scalar {
     type F = f32;
     type I = i32;
     type M = bool;
+    type D = f64;
     const LANES: usize = 1;
     const LEVEL: Level = Level::Scalar;
 
@@ -41,6 +42,8 @@ impl Simd for Scalar {
     memory! {
         unsafe fn load(p: *const f32) -> f32 { p.read() }
         unsafe fn store(p: *mut f32, v: f32) { p.write(v) }
+        unsafe fn load_f64(p: *const f64) -> f64 { p.read() }
+        unsafe fn store_f64(p: *mut f64, v: f64) { p.write(v) }
         unsafe fn load_i(p: *const i32) -> i32 { p.read() }
         unsafe fn store_i(p: *mut i32, v: i32) { p.write(v) }
         unsafe fn load_u16(p: *const u16) -> i32 { i32::from(p.read()) }
@@ -49,6 +52,8 @@ impl Simd for Scalar {
 
     lanes! {
         fn splat(x: f32) -> f32 { x }
+        fn splat_f64(x: f64) -> f64 { x }
+        fn fma_f64(a: f64, b: f64, c: f64) -> f64 { a.mul_add(b, c) }
         fn splat_i(x: i32) -> i32 { x }
         fn iota_i() -> i32 { 0 }
 

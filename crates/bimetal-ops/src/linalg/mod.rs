@@ -1,0 +1,3 @@
+//! Linear algebra: products of matrices and vectors.
+
+crate::registry::domain!("linalg": matmul);
