@@ -104,7 +104,7 @@ fn products(gpu: &bimetal::Gpu) -> bimetal::Result<()> {
                 host.to_device(gpu.device())
             };
             let (a, b) = (random(m, k, 1)?, random(k, n, 2)?);
-            let mut d = Tensor::empty_on(Spec::new(Shape::new(&[batch, m, n])?, dtype), gpu.device())?;
+            let d = Tensor::empty_on(Spec::new(Shape::new(&[batch, m, n])?, dtype), gpu.device())?;
             let product = Product {
                 batch,
                 m,
@@ -113,6 +113,7 @@ fn products(gpu: &bimetal::Gpu) -> bimetal::Result<()> {
                 a_transposed: false,
                 b_transposed: false,
                 strides: [m * k, k * n, m * n],
+                starts: [0; 3],
                 tf32: false,
             };
             let repeats = if m > 4096 { 20 } else { 200 };
@@ -121,7 +122,7 @@ fn products(gpu: &bimetal::Gpu) -> bimetal::Result<()> {
                 gpu.sync()?;
                 let start = Instant::now();
                 for _ in 0..repeats {
-                    assert!(gpu.gemm(&product, 1.0, 0.0, &a, &b, &mut d)?);
+                    assert!(gpu.gemm(&product, 1.0, 0.0, &a, &b, &d)?);
                 }
                 gpu.sync()?;
                 best = best.min(start.elapsed().as_secs_f64() / f64::from(repeats));

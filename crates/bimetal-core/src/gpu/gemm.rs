@@ -20,12 +20,18 @@ pub struct Product {
     pub b_transposed: bool,
     /// Elements between products of the batch in the left operand, the right one and the result; 0 shares a matrix.
     pub strides: [usize; 3],
+    /// First elements of the left operand, the right one and the result.
+    pub starts: [usize; 3],
     /// Whether f32 operands may be rounded to TF32.
     pub tf32: bool,
 }
 
+/// The vendor's algorithms may load vectors of this many bytes from where a matrix starts.
+#[cfg(feature = "cuda")]
+const ALIGNED: usize = 256;
+
 impl Gpu {
-    /// `d = alpha·a·b + beta·d` by the vendor's library, without waiting for the device. False, and nothing done, where the
+    /// `d = alpha·a·b + beta·d` in `d`'s storage by the vendor's library, without waiting for the device. False, and nothing done, where the
     /// device has no such library or it does not take these types.
     ///
     /// # Errors
@@ -36,30 +42,23 @@ impl Gpu {
     /// use bimetal_core::{Device, Gpu, Tensor};
     /// if let Ok(gpu) = Gpu::get(Device::Cuda(0)) {
     ///     let a = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0], &[2, 2])?.to_device(gpu.device())?;
-    ///     let mut d = Tensor::empty_on(a.spec().clone(), gpu.device())?;
+    ///     let d = Tensor::empty_on(a.spec().clone(), gpu.device())?;
     ///     let product = Product {
-    ///         batch: 1, m: 2, n: 2, k: 2, a_transposed: false, b_transposed: true, strides: [0; 3], tf32: false,
+    ///         batch: 1, m: 2, n: 2, k: 2, a_transposed: false, b_transposed: true, strides: [0; 3],
+    ///         starts: [0; 3], tf32: false,
     ///     };
-    ///     if gpu.gemm(&product, 1.0, 0.0, &a, &a, &mut d)? {
+    ///     if gpu.gemm(&product, 1.0, 0.0, &a, &a, &d)? {
     ///         assert_eq!(d.to_vec::<f32>()?, [5.0, 11.0, 11.0, 25.0]);
     ///     }
     /// }
     /// # Ok::<(), bimetal_core::Error>(())
     /// ```
-    pub fn gemm(
-        &self,
-        product: &Product,
-        alpha: f64,
-        beta: f64,
-        a: &Tensor,
-        b: &Tensor,
-        d: &mut Tensor,
-    ) -> Result<bool> {
+    pub fn gemm(&self, product: &Product, alpha: f64, beta: f64, a: &Tensor, b: &Tensor, d: &Tensor) -> Result<bool> {
         self.vendor_gemm(product, alpha, beta, a, b, d)
     }
 
     #[cfg(not(feature = "cuda"))]
-    fn vendor_gemm(&self, _: &Product, _: f64, _: f64, _: &Tensor, _: &Tensor, _: &mut Tensor) -> Result<bool> {
+    fn vendor_gemm(&self, _: &Product, _: f64, _: f64, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<bool> {
         Ok(false)
     }
 
@@ -71,7 +70,7 @@ impl Gpu {
         beta: f64,
         a: &Tensor,
         b: &Tensor,
-        d: &mut Tensor,
+        d: &Tensor,
     ) -> Result<bool> {
         use bimetal_cuda::gemm::{Buffers, Element, Epilogue, Shape, available, gemm};
         let element = |dtype| match dtype {
@@ -92,11 +91,17 @@ impl Gpu {
         if !here || a.dtype() != b.dtype() || integers && !fits {
             return Ok(false);
         }
-        let Product { batch, m, n, k, a_transposed, b_transposed, strides, tf32 } = *product;
+        let Product { batch, m, n, k, a_transposed, b_transposed, strides, starts, tf32 } = *product;
+        let offsets = [a, b, d].map(Tensor::dtype).map(DType::size);
+        let offsets = [0, 1, 2].map(|i| starts[i] * offsets[i]);
+        let steps_aligned = batch == 1 || (0..3).all(|i| (strides[i] * [a, b, d][i].dtype().size()).is_multiple_of(16));
+        if !steps_aligned || offsets.iter().any(|offset| !offset.is_multiple_of(ALIGNED)) {
+            return Ok(false);
+        }
         let epilogue = Epilogue::None;
         let shape = Shape { batch, m, n, k, a_transposed, b_transposed, strides, input, output, tf32, epilogue };
-        let (a, b, d) = (a.gpu_handle()?, b.gpu_handle()?, d.gpu_handle()?);
-        let buffers = Buffers { a, b, d, bias: None, auxiliary: None };
+        let at = |tensor: &Tensor, i: usize| Ok(tensor.gpu_handle()?.offset_start(offsets[i] as u64));
+        let buffers = Buffers { a: at(a, 0)?, b: at(b, 1)?, d: at(d, 2)?, bias: None, auxiliary: None };
         let enqueued = gemm(self.client(), shape, alpha, beta, buffers);
         enqueued.map_err(|failure| self.failed("matmul", &failure))?;
         Ok(true)

@@ -1,8 +1,12 @@
 //! Products on the GPU: tiles of the result with both operands in shared memory; where one operand is a few vectors, one
 //! pass over the other with 16-byte loads.
 
+mod kernels;
+
+use self::kernels::{columns_of_large, lines_of_large, tiles};
 use super::plan::Plan;
 use super::{Kind, MatmulParams};
+use bimetal_core::gpu::Product;
 use bimetal_core::gpu::kernel::{address_type, row_vector};
 use bimetal_core::{DType, Error, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
@@ -48,6 +52,7 @@ struct Launch<'a> {
     operands: [&'a Tensor; 2],
     d: &'a Tensor,
     alpha: f64,
+    tf32: bool,
     /// Products, and the strides of the operands from one to the next.
     batch: [usize; 3],
     /// First elements of the operands and of the result.
@@ -77,14 +82,17 @@ pub(super) fn matmul(
     for index in 0..outer {
         let [a, b] = plan.starts(index * last[0]);
         let starts = [a, b, index * last[0] * plan.m * plan.n];
-        let launch = Launch { gpu, plan, operands, d, alpha: params.alpha, batch: last, starts };
+        let launch = Launch { gpu, plan, operands, d, alpha: params.alpha, tf32: params.tf32, batch: last, starts };
         run(&launch)?;
     }
     Ok(())
 }
 
-/// Runs the products of a launch: the one place where their implementation is chosen.
+/// Runs the products of a launch: the one place where their implementation is chosen. The vendor's library comes first.
 fn run(launch: &Launch) -> Result<()> {
+    if launch.vendor()? {
+        return Ok(());
+    }
     match choose(launch) {
         Way::Tiles(side) => launch.tiles(side),
         Way::Lines(left) => launch.lines(left),
@@ -113,7 +121,32 @@ fn choose(launch: &Launch) -> Way {
     Way::Tiles(if fits && tiles >= 2 * launch.gpu.processors as usize { PARAMS.large_side } else { PARAMS.small_side })
 }
 
+/// Whether a matrix of these strides and extents is stored transposed; none where it has gaps or is neither way contiguous.
+fn transposed(strides: [usize; 2], extents: [usize; 2]) -> Option<bool> {
+    let contiguous = |outer: usize, inner: usize| {
+        (strides[inner] == 1 || extents[inner] == 1) && (strides[outer] == extents[inner] || extents[outer] == 1)
+    };
+    if contiguous(0, 1) { Some(false) } else { contiguous(1, 0).then_some(true) }
+}
+
 impl Launch<'_> {
+    /// Runs the products by the vendor's library; false, and nothing done, where it has none for them.
+    fn vendor(&self) -> Result<bool> {
+        let Plan { m, n, k, a, b, .. } = *self.plan;
+        let (Some(a_transposed), Some(b_transposed)) = (transposed(a, [m, k]), transposed(b, [k, n])) else {
+            return Ok(false);
+        };
+        if k == 0 {
+            return Ok(false);
+        }
+        let [batch, a_step, b_step] = self.batch;
+        let strides = [a_step, b_step, m * n];
+        let product =
+            Product { batch, m, n, k, a_transposed, b_transposed, strides, starts: self.starts, tf32: self.tf32 };
+        let [a, b] = self.operands;
+        self.gpu.gemm(&product, self.alpha, 0.0, a, b, self.d)
+    }
+
     fn elements(&self) -> AddressType {
         address_type(self.operands[0].numel().max(self.operands[1].numel()).max(self.d.numel()))
     }
@@ -265,299 +298,3 @@ impl Launch<'_> {
     }
 }
 
-/// A cube sums a square tile of one product: both operands go through shared memory, `PARAMS.depth` steps at a time, and a
-/// unit keeps 8×8 sums whose rows and columns are `side` apart, so that neighbours touch neighbouring memory.
-///
-/// A's stride is that of its other axis than the one with stride 1, which is the sum's where `a_along`; B's likewise,
-/// where `b_across` says that columns are neighbours.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn tiles<I: Numeric, A: Numeric, O: Numeric>(
-    a: &[I],
-    b: &[I],
-    d: &mut [O],
-    m: u32,
-    n: u32,
-    k: u32,
-    products: usize,
-    a_start: usize,
-    b_start: usize,
-    d_start: usize,
-    a_batch: usize,
-    b_batch: usize,
-    a_stride: usize,
-    b_stride: usize,
-    alpha: InputScalar,
-    #[comptime] a_along: bool,
-    #[comptime] b_across: bool,
-    #[comptime] side: usize,
-    #[comptime] bytes: bool,
-    #[define(I, A, O)] _elems: [ElemType; 3],
-) {
-    let tile = comptime!(side * PARAMS.unit);
-    let depth = comptime!(PARAMS.depth);
-    let per_unit = comptime!(PARAMS.unit);
-    // A row is one longer than the tile, so that units that write a column hit different banks.
-    let row = comptime!(tile + 1);
-    let loads = comptime!(tile * depth / (side * side));
-    let mut a_tile = Shared::<[A]>::new_slice(comptime!(row * depth));
-    let mut b_tile = Shared::<[A]>::new_slice(comptime!(row * depth));
-    let unit = UNIT_POS as usize;
-    let (x, y) = (unit % side, unit / side);
-    let across = n.div_ceil(tile as u32) as usize;
-    let down = m.div_ceil(tile as u32) as usize;
-    let product = CUBE_POS / (across * down);
-    let at = CUBE_POS % (across * down);
-    let first_row = (at / across) * tile;
-    let first_column = (at % across) * tile;
-    // Cubes past the last product have no rows.
-    let rows = select(product < products, m, 0u32);
-    let a_from = a_start + product * a_batch;
-    let b_from = b_start + product * b_batch;
-    let mut sums = Array::<A>::new(comptime!(per_unit * per_unit));
-    #[unroll]
-    for i in 0..comptime!(per_unit * per_unit) {
-        sums[i] = A::from_int(0);
-    }
-    let mut step = 0u32;
-    while step < k {
-        #[unroll]
-        for i in 0..loads {
-            let e = unit + i * comptime!(side * side);
-            let (line, l) = if comptime!(a_along) { (e / depth, e % depth) } else { (e % tile, e / tile) };
-            let (i_row, i_l) = (first_row + line, step as usize + l);
-            let mut value = A::from_int(0);
-            if (i_row as u32) < rows && (i_l as u32) < k {
-                let place = if comptime!(a_along) { i_row * a_stride + i_l } else { i_l * a_stride + i_row };
-                value = element::<I, A>(a, a_from + place, bytes);
-            }
-            a_tile[l * row + line] = value;
-        }
-        #[unroll]
-        for i in 0..loads {
-            let e = unit + i * comptime!(side * side);
-            let (line, l) = if comptime!(b_across) { (e % tile, e / tile) } else { (e / depth, e % depth) };
-            let (i_column, i_l) = (first_column + line, step as usize + l);
-            let mut value = A::from_int(0);
-            if (i_column as u32) < n && (i_l as u32) < k && rows > 0u32 {
-                let place = if comptime!(b_across) { i_l * b_stride + i_column } else { i_column * b_stride + i_l };
-                value = element::<I, A>(b, b_from + place, bytes);
-            }
-            b_tile[l * row + line] = value;
-        }
-        sync_cube();
-        for l in 0..depth {
-            let mut left = Array::<A>::new(per_unit);
-            let mut right = Array::<A>::new(per_unit);
-            #[unroll]
-            for i in 0..per_unit {
-                left[i] = a_tile[l * row + y + i * side];
-                right[i] = b_tile[l * row + x + i * side];
-            }
-            #[unroll]
-            for i in 0..per_unit {
-                #[unroll]
-                for j in 0..per_unit {
-                    let s = comptime!(i * per_unit + j);
-                    sums[s] = sums[s] + left[i] * right[j];
-                }
-            }
-        }
-        sync_cube();
-        step += comptime!(depth as u32);
-    }
-    let factor = alpha.get::<A>();
-    #[unroll]
-    for i in 0..per_unit {
-        let i_row = first_row + y + i * side;
-        #[unroll]
-        for j in 0..per_unit {
-            let i_column = first_column + x + j * side;
-            if (i_row as u32) < rows && (i_column as u32) < n {
-                let place = d_start + (product * m as usize + i_row) * n as usize + i_column;
-                d[place] = O::cast_from(sums[comptime!(i * per_unit + j)] * factor);
-            }
-        }
-    }
-}
-
-/// Element `place`: of words that hold four i8 each if `bytes`.
-#[cube]
-fn element<I: Numeric, A: Numeric>(x: &[I], place: usize, #[comptime] bytes: bool) -> A {
-    if comptime!(bytes) {
-        let byte = (u32::cast_from(x[place / 4]) >> ((place % 4) as u32 * 8u32)) & 255u32;
-        A::cast_from(i32::cast_from(byte) - select(byte > 127u32, 256i32, 0i32))
-    } else {
-        A::cast_from(x[place])
-    }
-}
-
-/// A team of units sums one line of the large operand with each vector of the small one.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn lines_of_large<I: Numeric, A: Numeric, O: Numeric, N: Size>(
-    x: &[Vector<I, N>],
-    y: &[Vector<I, N>],
-    d: &mut [O],
-    lines: usize,
-    k: usize,
-    products: usize,
-    x_start: usize,
-    y_start: usize,
-    d_start: usize,
-    x_batch: usize,
-    y_batch: usize,
-    d_batch: usize,
-    x_stride: usize,
-    y_stride: usize,
-    d_vector: usize,
-    d_line: usize,
-    alpha: InputScalar,
-    #[comptime] count: usize,
-    #[comptime] units: usize,
-    #[define(I, A, O)] _elems: [ElemType; 3],
-) {
-    let team = comptime!(PARAMS.team);
-    let at_once = comptime!(units / PARAMS.team);
-    let mut scratch = Shared::<[A]>::new_slice(units);
-    let unit = UNIT_POS as usize;
-    let member = unit % team;
-    let cubes = lines.div_ceil(at_once);
-    let product = CUBE_POS / cubes;
-    let line = CUBE_POS % cubes * at_once + unit / team;
-    let active = product < products && line < lines;
-    let mut sums = Array::<Vector<A, N>>::new(count);
-    #[unroll]
-    for v in 0..count {
-        sums[v] = Vector::new(A::from_int(0));
-    }
-    if active {
-        let x_from = x_start + product * x_batch;
-        let y_from = y_start + product * y_batch + line * y_stride;
-        let mut l = member;
-        while l < k {
-            let value: Vector<A, N> = Vector::cast_from(y[y_from + l]);
-            #[unroll]
-            for v in 0..count {
-                let other: Vector<A, N> = Vector::cast_from(x[x_from + v * x_stride + l]);
-                sums[v] = sums[v] + other * value;
-            }
-            l += team;
-        }
-    }
-    let factor = alpha.get::<A>();
-    #[unroll]
-    for v in 0..count {
-        let mut sum = sums[v].extract(0usize);
-        #[unroll]
-        for i in 1..N::value() {
-            sum += sums[v].extract(i);
-        }
-        sync_cube();
-        scratch[unit] = sum;
-        #[unroll]
-        for level in 0..comptime!(team.ilog2() as usize) {
-            let half = comptime!(team >> (level + 1));
-            sync_cube();
-            if member < half {
-                scratch[unit] = scratch[unit] + scratch[unit + half];
-            }
-        }
-        if active && member == 0 {
-            d[d_start + product * d_batch + v * d_vector + line * d_line] = O::cast_from(scratch[unit] * factor);
-        }
-    }
-}
-
-/// A cube sums neighbouring vectors of the large operand's rows with each vector of the small one: its units take rows a
-/// fixed step apart.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn columns_of_large<I: Numeric, A: Numeric, O: Numeric, N: Size>(
-    x: &[I],
-    y: &[Vector<I, N>],
-    d: &mut [O],
-    columns: usize,
-    k: usize,
-    products: usize,
-    x_start: usize,
-    y_start: usize,
-    d_start: usize,
-    x_batch: usize,
-    y_batch: usize,
-    d_batch: usize,
-    x_stride: usize,
-    x_step: usize,
-    y_stride: usize,
-    d_vector: usize,
-    d_line: usize,
-    alpha: InputScalar,
-    #[comptime] count: usize,
-    #[comptime] units: usize,
-    #[define(I, A, O)] _elems: [ElemType; 3],
-) {
-    let lanes = comptime!(PARAMS.lanes);
-    let slices = comptime!(units / PARAMS.lanes);
-    let ahead = comptime!(PARAMS.ahead);
-    let mut scratch = Shared::<[Vector<A, N>]>::new_slice(units);
-    let unit = UNIT_POS as usize;
-    let slice = unit / lanes;
-    let cubes = columns.div_ceil(lanes);
-    let product = CUBE_POS / cubes;
-    let column = CUBE_POS % cubes * lanes + unit % lanes;
-    let active = product < products && column < columns;
-    let mut sums = Array::<Vector<A, N>>::new(count);
-    #[unroll]
-    for v in 0..count {
-        sums[v] = Vector::new(A::from_int(0));
-    }
-    if active {
-        let x_from = x_start + product * x_batch;
-        let y_from = y_start + product * y_batch + column;
-        let mut l = slice;
-        while l + comptime!((ahead - 1) * slices) < k {
-            let mut values = Array::<Vector<I, N>>::new(ahead);
-            #[unroll]
-            for i in 0..ahead {
-                values[i] = y[y_from + (l + i * slices) * y_stride];
-            }
-            #[unroll]
-            for i in 0..ahead {
-                let value: Vector<A, N> = Vector::cast_from(values[i]);
-                #[unroll]
-                for v in 0..count {
-                    let factor = A::cast_from(x[x_from + v * x_stride + (l + i * slices) * x_step]);
-                    sums[v] = sums[v] + Vector::new(factor) * value;
-                }
-            }
-            l += comptime!(ahead * slices);
-        }
-        while l < k {
-            let value: Vector<A, N> = Vector::cast_from(y[y_from + l * y_stride]);
-            #[unroll]
-            for v in 0..count {
-                let factor = A::cast_from(x[x_from + v * x_stride + l * x_step]);
-                sums[v] = sums[v] + Vector::new(factor) * value;
-            }
-            l += slices;
-        }
-    }
-    let factor = alpha.get::<A>();
-    #[unroll]
-    for v in 0..count {
-        sync_cube();
-        scratch[unit] = sums[v];
-        #[unroll]
-        for level in 0..comptime!(slices.ilog2() as usize) {
-            let half = comptime!(slices >> (level + 1));
-            sync_cube();
-            if slice < half {
-                scratch[unit] = scratch[unit] + scratch[unit + half * lanes];
-            }
-        }
-        if active && slice == 0 {
-            let place = d_start + product * d_batch + v * d_vector;
-            #[unroll]
-            for i in 0..N::value() {
-                d[place + (column * N::value() + i) * d_line] = O::cast_from(scratch[unit].extract(i) * factor);
-            }
-        }
-    }
-}

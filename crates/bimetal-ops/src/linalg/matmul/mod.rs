@@ -307,7 +307,7 @@ impl Op for Product {
             _ => "np.matmul(x0, x1, out=y0)".to_string(),
         });
         let numpy = numpy.filter(|_| torch.is_some());
-        Peer { torch: torch.map(Into::into), numpy: numpy.map(Into::into) }
+        Peer { torch: torch.map(Into::into), torch_setup: None, numpy: numpy.map(Into::into) }
     }
 }
 
