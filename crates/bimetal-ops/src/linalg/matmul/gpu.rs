@@ -117,7 +117,8 @@ fn choose(launch: &Launch) -> Way {
     // Small tiles until large ones would occupy every processor.
     let large = PARAMS.large_side * PARAMS.unit;
     let tiles = launch.batch[0] * m.div_ceil(large) * n.div_ceil(large);
-    let fits = launch.gpu.max_units as usize >= PARAMS.large_side * PARAMS.large_side;
+    let shared = 2 * (large + 1) * PARAMS.depth * launch.operands[0].dtype().size().max(4);
+    let fits = launch.gpu.max_units as usize >= PARAMS.large_side * PARAMS.large_side && shared <= 32 << 10;
     Way::Tiles(if fits && tiles >= 2 * launch.gpu.processors as usize { PARAMS.large_side } else { PARAMS.small_side })
 }
 
