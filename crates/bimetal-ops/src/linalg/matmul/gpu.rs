@@ -1,6 +1,8 @@
 //! Products on the GPU: tiles of the result with both operands in shared memory; where one operand is a few vectors, one
 //! pass over the other with 16-byte loads.
 
+mod few;
+
 use super::plan::Plan;
 use super::{Kind, MatmulParams};
 use bimetal_core::gpu::kernel::{address_type, row_vector};
@@ -109,7 +111,8 @@ fn choose(launch: &Launch) -> Way {
     // Small tiles until large ones would occupy every processor.
     let large = PARAMS.large_side * PARAMS.unit;
     let tiles = launch.batch[0] * m.div_ceil(large) * n.div_ceil(large);
-    let fits = launch.gpu.max_units as usize >= PARAMS.large_side * PARAMS.large_side;
+    let shared = 2 * (large + 1) * PARAMS.depth * launch.operands[0].dtype().size().max(4);
+    let fits = launch.gpu.max_units as usize >= PARAMS.large_side * PARAMS.large_side && shared <= 32 << 10;
     Way::Tiles(if fits && tiles >= 2 * launch.gpu.processors as usize { PARAMS.large_side } else { PARAMS.small_side })
 }
 
@@ -190,7 +193,7 @@ impl Launch<'_> {
         let elems = self.elems()?;
         // SAFETY: as for tiles.
         unsafe {
-            lines_of_large::launch_unchecked(
+            few::lines_of_large::launch_unchecked(
                 self.gpu.client(),
                 self.gpu.cubes(self.batch[0] * lines.div_ceil(units / PARAMS.team)),
                 CubeDim::new_1d(units as u32),
@@ -232,7 +235,7 @@ impl Launch<'_> {
         let elems = self.elems()?;
         // SAFETY: as for tiles.
         unsafe {
-            columns_of_large::launch_unchecked(
+            few::columns_of_large::launch_unchecked(
                 self.gpu.client(),
                 self.gpu.cubes(self.batch[0] * (lines / width).div_ceil(PARAMS.lanes)),
                 CubeDim::new_1d(units as u32),
@@ -298,7 +301,6 @@ fn tiles<I: Numeric, A: Numeric, O: Numeric>(
     let per_unit = comptime!(PARAMS.unit);
     // A row is one longer than the tile, so that units that write a column hit different banks.
     let row = comptime!(tile + 1);
-    let loads = comptime!(tile * depth / (side * side));
     let mut a_tile = Shared::<[A]>::new_slice(comptime!(row * depth));
     let mut b_tile = Shared::<[A]>::new_slice(comptime!(row * depth));
     let unit = UNIT_POS as usize;
@@ -320,30 +322,9 @@ fn tiles<I: Numeric, A: Numeric, O: Numeric>(
     }
     let mut step = 0u32;
     while step < k {
-        #[unroll]
-        for i in 0..loads {
-            let e = unit + i * comptime!(side * side);
-            let (line, l) = if comptime!(a_along) { (e / depth, e % depth) } else { (e % tile, e / tile) };
-            let (i_row, i_l) = (first_row + line, step as usize + l);
-            let mut value = A::from_int(0);
-            if (i_row as u32) < rows && (i_l as u32) < k {
-                let place = if comptime!(a_along) { i_row * a_stride + i_l } else { i_l * a_stride + i_row };
-                value = element::<I, A>(a, a_from + place, bytes);
-            }
-            a_tile[l * row + line] = value;
-        }
-        #[unroll]
-        for i in 0..loads {
-            let e = unit + i * comptime!(side * side);
-            let (line, l) = if comptime!(b_across) { (e % tile, e / tile) } else { (e / depth, e % depth) };
-            let (i_column, i_l) = (first_column + line, step as usize + l);
-            let mut value = A::from_int(0);
-            if (i_column as u32) < n && (i_l as u32) < k && rows > 0u32 {
-                let place = if comptime!(b_across) { i_l * b_stride + i_column } else { i_column * b_stride + i_l };
-                value = element::<I, A>(b, b_from + place, bytes);
-            }
-            b_tile[l * row + line] = value;
-        }
+        let b_columns = select(rows > 0u32, n, 0u32);
+        load::<I, A>(a, &mut a_tile, first_row, rows, step, k, a_from, a_stride, a_along, side, bytes);
+        load::<I, A>(b, &mut b_tile, first_column, b_columns, step, k, b_from, b_stride, !b_across, side, bytes);
         sync_cube();
         for l in 0..depth {
             let mut left = Array::<A>::new(per_unit);
@@ -380,6 +361,38 @@ fn tiles<I: Numeric, A: Numeric, O: Numeric>(
     }
 }
 
+/// Loads a tile of an operand: `lines` lines exist, and what is past them or past `k` is 0. Neighbouring units take
+/// neighbouring elements, which lie along the lines where `along`, and across them otherwise.
+#[cube]
+fn load<I: Numeric, A: Numeric>(
+    from: &[I],
+    to: &mut Shared<[A]>,
+    first: usize,
+    lines: u32,
+    step: u32,
+    k: u32,
+    start: usize,
+    stride: usize,
+    #[comptime] along: bool,
+    #[comptime] side: usize,
+    #[comptime] bytes: bool,
+) {
+    let tile = comptime!(side * PARAMS.unit);
+    let depth = comptime!(PARAMS.depth);
+    #[unroll]
+    for i in 0..comptime!(tile * depth / (side * side)) {
+        let e = UNIT_POS as usize + i * comptime!(side * side);
+        let (line, l) = if comptime!(along) { (e / depth, e % depth) } else { (e % tile, e / tile) };
+        let (i_line, i_l) = (first + line, step as usize + l);
+        let mut value = A::from_int(0);
+        if (i_line as u32) < lines && (i_l as u32) < k {
+            let place = if comptime!(along) { i_line * stride + i_l } else { i_l * stride + i_line };
+            value = element::<I, A>(from, start + place, bytes);
+        }
+        to[l * comptime!(tile + 1) + line] = value;
+    }
+}
+
 /// Element `place`: of words that hold four i8 each if `bytes`.
 #[cube]
 fn element<I: Numeric, A: Numeric>(x: &[I], place: usize, #[comptime] bytes: bool) -> A {
@@ -388,176 +401,5 @@ fn element<I: Numeric, A: Numeric>(x: &[I], place: usize, #[comptime] bytes: boo
         A::cast_from(i32::cast_from(byte) - select(byte > 127u32, 256i32, 0i32))
     } else {
         A::cast_from(x[place])
-    }
-}
-
-/// A team of units sums one line of the large operand with each vector of the small one.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn lines_of_large<I: Numeric, A: Numeric, O: Numeric, N: Size>(
-    x: &[Vector<I, N>],
-    y: &[Vector<I, N>],
-    d: &mut [O],
-    lines: usize,
-    k: usize,
-    products: usize,
-    x_start: usize,
-    y_start: usize,
-    d_start: usize,
-    x_batch: usize,
-    y_batch: usize,
-    d_batch: usize,
-    x_stride: usize,
-    y_stride: usize,
-    d_vector: usize,
-    d_line: usize,
-    alpha: InputScalar,
-    #[comptime] count: usize,
-    #[comptime] units: usize,
-    #[define(I, A, O)] _elems: [ElemType; 3],
-) {
-    let team = comptime!(PARAMS.team);
-    let at_once = comptime!(units / PARAMS.team);
-    let mut scratch = Shared::<[A]>::new_slice(units);
-    let unit = UNIT_POS as usize;
-    let member = unit % team;
-    let cubes = lines.div_ceil(at_once);
-    let product = CUBE_POS / cubes;
-    let line = CUBE_POS % cubes * at_once + unit / team;
-    let active = product < products && line < lines;
-    let mut sums = Array::<Vector<A, N>>::new(count);
-    #[unroll]
-    for v in 0..count {
-        sums[v] = Vector::new(A::from_int(0));
-    }
-    if active {
-        let x_from = x_start + product * x_batch;
-        let y_from = y_start + product * y_batch + line * y_stride;
-        let mut l = member;
-        while l < k {
-            let value: Vector<A, N> = Vector::cast_from(y[y_from + l]);
-            #[unroll]
-            for v in 0..count {
-                let other: Vector<A, N> = Vector::cast_from(x[x_from + v * x_stride + l]);
-                sums[v] = sums[v] + other * value;
-            }
-            l += team;
-        }
-    }
-    let factor = alpha.get::<A>();
-    #[unroll]
-    for v in 0..count {
-        let mut sum = sums[v].extract(0usize);
-        #[unroll]
-        for i in 1..N::value() {
-            sum += sums[v].extract(i);
-        }
-        sync_cube();
-        scratch[unit] = sum;
-        #[unroll]
-        for level in 0..comptime!(team.ilog2() as usize) {
-            let half = comptime!(team >> (level + 1));
-            sync_cube();
-            if member < half {
-                scratch[unit] = scratch[unit] + scratch[unit + half];
-            }
-        }
-        if active && member == 0 {
-            d[d_start + product * d_batch + v * d_vector + line * d_line] = O::cast_from(scratch[unit] * factor);
-        }
-    }
-}
-
-/// A cube sums neighbouring vectors of the large operand's rows with each vector of the small one: its units take rows a
-/// fixed step apart.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn columns_of_large<I: Numeric, A: Numeric, O: Numeric, N: Size>(
-    x: &[I],
-    y: &[Vector<I, N>],
-    d: &mut [O],
-    columns: usize,
-    k: usize,
-    products: usize,
-    x_start: usize,
-    y_start: usize,
-    d_start: usize,
-    x_batch: usize,
-    y_batch: usize,
-    d_batch: usize,
-    x_stride: usize,
-    x_step: usize,
-    y_stride: usize,
-    d_vector: usize,
-    d_line: usize,
-    alpha: InputScalar,
-    #[comptime] count: usize,
-    #[comptime] units: usize,
-    #[define(I, A, O)] _elems: [ElemType; 3],
-) {
-    let lanes = comptime!(PARAMS.lanes);
-    let slices = comptime!(units / PARAMS.lanes);
-    let ahead = comptime!(PARAMS.ahead);
-    let mut scratch = Shared::<[Vector<A, N>]>::new_slice(units);
-    let unit = UNIT_POS as usize;
-    let slice = unit / lanes;
-    let cubes = columns.div_ceil(lanes);
-    let product = CUBE_POS / cubes;
-    let column = CUBE_POS % cubes * lanes + unit % lanes;
-    let active = product < products && column < columns;
-    let mut sums = Array::<Vector<A, N>>::new(count);
-    #[unroll]
-    for v in 0..count {
-        sums[v] = Vector::new(A::from_int(0));
-    }
-    if active {
-        let x_from = x_start + product * x_batch;
-        let y_from = y_start + product * y_batch + column;
-        let mut l = slice;
-        while l + comptime!((ahead - 1) * slices) < k {
-            let mut values = Array::<Vector<I, N>>::new(ahead);
-            #[unroll]
-            for i in 0..ahead {
-                values[i] = y[y_from + (l + i * slices) * y_stride];
-            }
-            #[unroll]
-            for i in 0..ahead {
-                let value: Vector<A, N> = Vector::cast_from(values[i]);
-                #[unroll]
-                for v in 0..count {
-                    let factor = A::cast_from(x[x_from + v * x_stride + (l + i * slices) * x_step]);
-                    sums[v] = sums[v] + Vector::new(factor) * value;
-                }
-            }
-            l += comptime!(ahead * slices);
-        }
-        while l < k {
-            let value: Vector<A, N> = Vector::cast_from(y[y_from + l * y_stride]);
-            #[unroll]
-            for v in 0..count {
-                let factor = A::cast_from(x[x_from + v * x_stride + l * x_step]);
-                sums[v] = sums[v] + Vector::new(factor) * value;
-            }
-            l += slices;
-        }
-    }
-    let factor = alpha.get::<A>();
-    #[unroll]
-    for v in 0..count {
-        sync_cube();
-        scratch[unit] = sums[v];
-        #[unroll]
-        for level in 0..comptime!(slices.ilog2() as usize) {
-            let half = comptime!(slices >> (level + 1));
-            sync_cube();
-            if slice < half {
-                scratch[unit] = scratch[unit] + scratch[unit + half * lanes];
-            }
-        }
-        if active && slice == 0 {
-            let place = d_start + product * d_batch + v * d_vector;
-            #[unroll]
-            for i in 0..N::value() {
-                d[place + (column * N::value() + i) * d_line] = O::cast_from(scratch[unit].extract(i) * factor);
-            }
-        }
     }
 }
