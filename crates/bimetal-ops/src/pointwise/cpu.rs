@@ -188,7 +188,7 @@ impl<F: Predicate> Kernel for Test<'_, F> {
             while i + MASK <= n {
                 let mut mask = 0u64;
                 for k in (0..MASK).step_by(S::LANES) {
-                    let (a, b) = (a.add(i + k & a_steps), b.add(i + k & b_steps));
+                    let (a, b) = (a.add((i + k) & a_steps), b.add((i + k) & b_steps));
                     let m = self.f.eval(s, s.load(a), s.load(b));
                     mask |= u64::from(s.mask_bits(m)) << k;
                 }

@@ -26,7 +26,8 @@ impl Formula for Function {
         match comptime!(function) {
             Function::SigmoidBackward => g * (x * (one - x)),
             Function::TanhBackward => g * ((one - x) * (one + x)),
-            Function::SoftplusBackward => g * math::sigmoid::<N>(x, arithmetic),
+            // The portable form keeps what is subnormal until a large gradient multiplies it.
+            Function::SoftplusBackward => g * math::sigmoid::<N>(x, Arithmetic::Plain),
             Function::ExpBackward => g * x,
             Function::LogBackward => math::quotient::<N>(g, x, arithmetic),
             Function::AbsBackward => {

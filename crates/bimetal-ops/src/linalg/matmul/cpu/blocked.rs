@@ -254,6 +254,7 @@ pub(super) unsafe fn product<P: Path>(
 ///
 /// # Safety
 /// The lines exist, and `packed` has room for their panels.
+#[allow(clippy::too_many_arguments)]
 unsafe fn pack_all<P: Path>(
     path: P,
     blocks: &Blocks,
