@@ -1,7 +1,9 @@
 //! Matrix products by the vendor's library, where the device has one.
 
 use super::Gpu;
-use crate::{DType, Result, Tensor};
+#[cfg(feature = "cuda")]
+use crate::DType;
+use crate::{Result, Tensor};
 
 /// A batch of row-major products, `m`×`k` by `k`×`n`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
