@@ -72,7 +72,8 @@ impl Place {
         if rank >= size {
             return Err(Failure::new("collectives", format!("RANK {rank} is not below WORLD_SIZE {size}")));
         }
-        let local_rank = number("LOCAL_RANK").or_else(|_| if size == 1 { Ok(0) } else { number("LOCAL_RANK") })?;
+        let alone = size == 1 && std::env::var_os("LOCAL_RANK").is_none();
+        let local_rank = if alone { 0 } else { number("LOCAL_RANK")? };
         Ok(Self { rank, size, local_rank: local_rank as u16, address: format!("{}:{port}", text("MASTER_ADDR")?) })
     }
 }
@@ -328,8 +329,13 @@ mod tests {
     #[test]
     fn a_missing_library_is_an_error_of_the_call() {
         let place = Place { rank: 0, size: 1, local_rank: 0, address: "127.0.0.1:0".into() };
-        if let Err(failure) = Group::join(place) {
-            assert!(!failure.to_string().is_empty());
+        let joined = Group::join(place);
+        match Nccl::get() {
+            Ok(_) => assert_eq!(joined.is_ok(), Context::of(0).is_ok()),
+            Err(missing) => {
+                assert!(missing.to_string().contains("libnccl.so.2 was not found"), "{missing}");
+                assert_eq!(joined.err(), Some(missing));
+            }
         }
     }
 }

@@ -111,7 +111,7 @@ pub(crate) fn properties(context: &Context, found: &Found) -> DeviceProperties {
     let identity =
         DeviceIdentity { name: found.name.clone(), fingerprint: format!("sm_{}", found.capability), physical: None };
     let mut props =
-        DeviceProperties::new(Default::default(), memory, hardware(context, found), TimingMethod::Device, identity);
+        DeviceProperties::new(Default::default(), memory, hardware(context, found), TimingMethod::System, identity);
     register_types(&mut props, found.capability);
     let features = &mut props.features;
     features.memory_reinterpret = true;
@@ -125,8 +125,8 @@ pub(crate) fn properties(context: &Context, found: &Found) -> DeviceProperties {
     props
 }
 
-/// What kernels of ours may use. CubeCL copies these sets at every launch: the matrix instructions' alone, which products
-/// by cuBLASLt do without, cost a microsecond of each.
+/// What kernels of ours may use. CubeCL copies these sets at every launch: those of the matrix instructions, which
+/// products by cuBLASLt do without, are long.
 fn register_types(props: &mut DeviceProperties, capability: u32) {
     props.register_address_type(AddressType::U32);
     props.register_address_type(AddressType::U64);

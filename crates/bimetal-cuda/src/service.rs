@@ -12,7 +12,7 @@ use cubecl::server::{
     ProfileError, ProfilingToken, Server, ServerCommunication, ServerError, ServerStorage, ServerUtilities,
 };
 use cubecl_common::device::ServiceId;
-use cubecl_common::profile::{Instant, ProfileDuration, ProfileTicks};
+use cubecl_common::profile::{Instant, ProfileDuration};
 use cubecl_environment::backtrace::BackTrace;
 use cubecl_environment::stream::StreamId;
 use cubecl_runtime::dry_run::LaunchMode;
@@ -229,8 +229,7 @@ impl Server for CudaServer {
         let start = self.profiles.remove(&token);
         synced.map_err(|e| ProfileError::Server(Box::new(e)))?;
         let start = start.unwrap_or_else(Instant::now);
-        let ticks = ProfileTicks::from_start_end(start, Instant::now());
-        Ok(ProfileDuration::new_device_time(async move { ticks }))
+        Ok(ProfileDuration::new_system_time(start, Instant::now()))
     }
 
     fn allocation_mode(&mut self, _: MemoryAllocationMode, _: StreamId) {}
