@@ -1,7 +1,7 @@
 //! Starts a kernel family: a folder with a small operation that works, and its one line in the domain's list.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The family's files and what they start as.
@@ -15,7 +15,7 @@ const TEMPLATES: [(&str, &str); 4] = [
 /// Longest line that a domain's list is written on.
 const LINE: usize = 110;
 
-/// Makes `crates/bimetal-ops/src/<domain>/<name>/` and lists it.
+/// Makes the family's folder in its domain and lists it.
 ///
 /// # Errors
 /// A name that is no Rust identifier or is taken, a domain that is not there, or files that cannot be written.
@@ -24,20 +24,20 @@ pub fn run(root: &Path, domain: &str, name: &str) -> Result<String, String> {
     if !starts || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') {
         return Err(format!("`{name}` is not a name like `batched_qr`"));
     }
-    let source = root.join("crates/bimetal-ops/src");
-    let list = source.join(domain).join("mod.rs");
+    let [source, list] = place(root, domain);
     let text = fs::read_to_string(&list)
-        .map_err(|_| format!("no domain `{domain}`; there are: {}", domains(&source).join(", ")))?;
-    let folder = source.join(domain).join(name);
+        .map_err(|_| format!("no domain `{domain}`; there are: {}", domains(root).join(", ")))?;
+    let folder = source.join(name);
     if folder.exists() {
         return Err(format!("{} exists already", folder.display()));
     }
     let listed = listed(&text, name).ok_or_else(|| format!("{}: no `domain!` list", list.display()))?;
     let failed = |e: std::io::Error| format!("{}: {e}", folder.display());
     fs::create_dir_all(&folder).map_err(failed)?;
+    let library = if list.ends_with("lib.rs") { format!("bimetal_{domain}") } else { "bimetal_ops".into() };
     let camel: String = name.split('_').map(capitalised).collect();
     for (file, template) in TEMPLATES {
-        let text = template.replace("{{name}}", name).replace("{{Name}}", &camel);
+        let text = template.replace("{{name}}", name).replace("{{Name}}", &camel).replace("{{crate}}", &library);
         fs::write(folder.join(file), text).map_err(failed)?;
     }
     fs::write(&list, listed).map_err(failed)?;
@@ -46,12 +46,24 @@ pub fn run(root: &Path, domain: &str, name: &str) -> Result<String, String> {
     Ok(format!("{} computes x + 1 and passes its tests; replace what is marked REPLACE", folder.display()))
 }
 
-fn domains(source: &Path) -> Vec<String> {
-    let entries = fs::read_dir(source).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter(|entry| entry.path().join("mod.rs").exists())
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
+/// The folder of a domain's families and the file that lists them: a domain is a folder of bimetal-ops, or a crate.
+fn place(root: &Path, domain: &str) -> [PathBuf; 2] {
+    let folder = root.join("crates/bimetal-ops/src").join(domain);
+    if folder.exists() {
+        return [folder.clone(), folder.join("mod.rs")];
+    }
+    let source = root.join(format!("crates/bimetal-{domain}/src"));
+    [source.clone(), source.join("lib.rs")]
+}
+
+fn domains(root: &Path) -> Vec<String> {
+    let named = |folder: &str, prefix: &str| -> Vec<String> {
+        let entries = fs::read_dir(root.join(folder)).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter_map(|name| name.strip_prefix(prefix).map(str::to_string)).collect()
+    };
+    let mut names = [named("crates/bimetal-ops/src", ""), named("crates", "bimetal-")].concat();
+    names.retain(|name| fs::read_to_string(&place(root, name)[1]).is_ok_and(|text| text.contains("domain!(")));
     names.sort();
     names
 }
@@ -98,8 +110,9 @@ mod tests {
         for bad in ["", "Qr", "1d", "a-b", "../a"] {
             assert!(run(&root(), "softmax", bad).is_err(), "{bad}");
         }
-        assert!(run(&root(), "nothing", "qr").unwrap_err().contains("softmax"));
+        assert!(run(&root(), "nothing", "qr").unwrap_err().ends_with("linalg, normalization, reduction, softmax"));
         assert!(run(&root(), "softmax", "softmax_axis").unwrap_err().contains("exists"));
+        assert!(run(&root(), "linalg", "matmul").unwrap_err().contains("exists"));
     }
 
     /// Copies what git knows of the repository.

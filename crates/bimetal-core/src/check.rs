@@ -226,28 +226,15 @@ fn poisoned_run(case: &Case, inputs: &[&Tensor]) -> crate::Result<Vec<Tensor>> {
     Ok(outputs)
 }
 
-/// Compares the outputs of a case with the exact ones; the worst of them decides.
+/// Judges the outputs of a case; the worst finding decides.
 pub fn judge(case: &Case, inputs: &[&Tensor], outputs: &[Tensor], expected: &[Expected]) -> Outcome {
-    let specs: Vec<_> = inputs.iter().map(|t| t.spec()).collect();
-    let tolerance = case.op.tolerance(&specs);
-    if outputs.len() != expected.len() {
-        return Outcome::Failed { why: format!("{} outputs, the reference has {}", outputs.len(), expected.len()) };
+    let found = match verify::judge(case.op.as_ref(), inputs, outputs, expected) {
+        Ok(found) => found,
+        Err(e) => return Outcome::Failed { why: e.to_string() },
+    };
+    match found.iter().max_by(|a, b| a.ratio().total_cmp(&b.ratio())) {
+        None => Outcome::Failed { why: "nothing was judged".into() },
+        Some(a) if a.ok => Outcome::Passed { error: a.error, tolerance: a.tolerance },
+        Some(a) => Outcome::Failed { why: format!("{}: error {:.3e}, allowed {:.3e}", a.worst, a.error, a.tolerance) },
     }
-    let (mut error, mut allowed, mut ratio) = (0.0, 0.0, -1.0);
-    for (i, (output, expected)) in outputs.iter().zip(expected).enumerate() {
-        match verify::compare(output, expected, &tolerance) {
-            Err(e) => return Outcome::Failed { why: e.to_string() },
-            Ok(a) if !a.ok => {
-                let why = format!("output {i}{}: error {:.3e}, allowed {:.3e}", a.worst, a.error, a.tolerance);
-                return Outcome::Failed { why };
-            }
-            Ok(a) => {
-                let this = if a.tolerance > 0.0 { a.error / a.tolerance } else { 0.0 };
-                if this > ratio {
-                    (error, allowed, ratio) = (a.error, a.tolerance, this);
-                }
-            }
-        }
-    }
-    Outcome::Passed { error, tolerance: allowed }
 }

@@ -61,6 +61,16 @@ pub enum Error {
         /// The driver's words.
         reason: String,
     },
+    /// A matrix that the operation is not defined for. In a batch the others are not disturbed.
+    #[error("{op}: matrix {index} of the batch {problem}")]
+    Matrix {
+        /// The operation.
+        op: &'static str,
+        /// Which matrix of the batch, in row-major order; the first that is at fault.
+        index: usize,
+        /// What is wrong with it.
+        problem: Problem,
+    },
     /// A file that is truncated, malformed or holds something that is not supported.
     #[error("{format} file: {reason}")]
     Format {
@@ -89,4 +99,31 @@ impl Error {
     pub fn dtype(op: &'static str, argument: &'static str, got: DType, accepted: &[DType]) -> Self {
         Self::DType { op, argument, got, accepted: accepted.to_vec() }
     }
+}
+
+/// Why an operation is not defined for a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// NaN or infinity among the elements.
+    #[error("holds NaN or infinity")]
+    NotFinite,
+    /// A leading minor that is not positive.
+    #[error("is not positive definite: the leading minor of order {order} is not")]
+    NotPositiveDefinite {
+        /// The order of the first such minor, from 1.
+        order: usize,
+    },
+    /// A pivot that is exactly zero.
+    #[error("is singular: pivot {pivot} is zero")]
+    Singular {
+        /// The first such pivot, from 1.
+        pivot: usize,
+    },
+    /// An iteration that did not end within its limit.
+    #[error("did not converge: {unconverged} values are left")]
+    NoConvergence {
+        /// Values that were not found.
+        unconverged: usize,
+    },
 }

@@ -11,6 +11,7 @@ pub mod gpu;
 mod host;
 pub mod io;
 pub mod op;
+pub mod registry;
 pub mod route;
 mod shape;
 mod tensor;
@@ -18,7 +19,7 @@ pub mod verify;
 
 pub use device::{Absent, Device, DeviceInfo, devices};
 pub use dtype::{DType, Scalar};
-pub use error::{Error, Result};
+pub use error::{Error, Problem, Result};
 pub use gpu::{Gpu, Graph};
 pub use host::{ALIGNMENT, trim_host_pool};
 pub use shape::{MAX_RANK, Shape};

@@ -64,12 +64,19 @@ pub struct Expected {
     pub data: Vec<f64>,
     /// Magnitude of the terms that were added up for each element; empty where rounding is the only error.
     pub scale: Vec<f64>,
+    /// Which elements of the output these are, where computing all of them would take too long.
+    pub sample: Option<Vec<usize>>,
 }
 
 impl Expected {
     /// Values that are not sums.
     pub fn exact(data: Vec<f64>) -> Self {
-        Self { data, scale: Vec::new() }
+        Self { data, ..Self::default() }
+    }
+
+    /// Values that are sums of terms of these magnitudes.
+    pub fn sums(data: Vec<f64>, scale: Vec<f64>) -> Self {
+        Self { data, scale, sample: None }
     }
 }
 
@@ -84,6 +91,31 @@ pub struct Peer {
     pub torch_setup: Option<Cow<'static, str>>,
     /// For NumPy, with `np` in scope.
     pub numpy: Option<Cow<'static, str>>,
+}
+
+/// A property that outputs must have, such as `‖A − QR‖ ≤ 30·max(m, n)·‖A‖·ε`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Property {
+    /// The field's word for it: "reconstruction", "orthogonality".
+    pub name: &'static str,
+    /// The error of the worst matrix, in the unit in which it is bounded: for LAPACK's ratios multiples of `n·‖A‖·ε`.
+    pub error: f64,
+    /// The largest accepted error, in the same unit.
+    pub allowed: f64,
+    /// Which matrix that is.
+    pub index: usize,
+}
+
+impl Property {
+    /// The name of the property that each matrix has the status (`info`) that it deserves.
+    pub const STATUS: &'static str = "status";
+}
+
+/// How outputs are judged where more than one answer is right, as for the signs of a factorisation.
+pub trait Properties {
+    /// What the outputs must fulfil, from the inputs and outputs alone. An output of the wrong form (a triangle that is
+    /// not one, values out of order) has an infinite error.
+    fn properties(&self, inputs: &[Values], outputs: &[Values]) -> Vec<Property>;
 }
 
 /// An operation with its attributes, ready to be applied to inputs.
@@ -102,6 +134,12 @@ pub trait Op: Send + Sync {
 
     /// The accepted error for inputs that [`Op::outputs`] accepts.
     fn tolerance(&self, inputs: &[&Spec]) -> Tolerance;
+
+    /// How outputs are judged where the elements of [`Op::reference`] are not the only right ones; that function then
+    /// gives nothing.
+    fn properties(&self) -> Option<&dyn Properties> {
+        None
+    }
 
     /// The obvious loop in f64.
     fn reference(&self, inputs: &[Values]) -> Vec<Expected>;
@@ -137,6 +175,48 @@ pub enum Fill {
     Specials,
     /// One value everywhere.
     Constant(f64),
+    /// Matrices in the last two axes, with this structure and these singular or eigenvalues.
+    Matrices(Structure, Spectrum),
+}
+
+/// What kind of matrices a fill makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Structure {
+    /// No symmetry; any number of rows and columns.
+    General,
+    /// Symmetric, with eigenvalues of both signs.
+    Symmetric,
+    /// Symmetric with positive eigenvalues (none negative where the spectrum has zeros).
+    Positive,
+}
+
+/// The values on which factorisations founder.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Spectrum {
+    /// Normal elements; positive matrices are `G·Gᵀ/n + 1`.
+    Random,
+    /// All elements are zero.
+    Zero,
+    /// Ones on the diagonal.
+    Identity,
+    /// Half of the values are zero, but for rounding.
+    RankDeficient,
+    /// One value is 10⁻³ of the dtype's epsilon.
+    NearSingular,
+    /// All values are the same, three times over with both signs for symmetric matrices.
+    Repeated,
+    /// Values that differ by a few epsilons.
+    Clustered,
+    /// Values, and rows and columns, that fall over eight powers of ten (three in 16 bits).
+    Graded,
+    /// Three diagonals, normal elements.
+    Banded,
+    /// Normal elements times 10 to this power (a tenth of it in f16).
+    Scaled(i32),
+    /// Random, but the middle matrix is singular: zero where no structure is asked for, indefinite where positive is.
+    OneBad,
+    /// Random, but one element of the middle matrix is NaN.
+    OneNan,
 }
 
 /// An input of a case.

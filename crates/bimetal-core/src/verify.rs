@@ -1,7 +1,7 @@
 //! Agreement with the reference: seeded inputs for a case, and the comparison of an output with the exact values.
 
 use crate::cpu::parallel;
-use crate::op::{Case, Expected, Fill, Tolerance, Values};
+use crate::op::{Case, Expected, Fill, Op, Property, Tolerance, Values};
 use crate::{DType, Device, Result, Scalar, Spec, Tensor};
 use std::sync::Mutex;
 
@@ -20,6 +20,8 @@ macro_rules! each_dtype {
         }
     };
 }
+
+mod matrices;
 
 /// SplitMix64: small, seedable, and good enough to fill tensors.
 #[derive(Clone, Debug)]
@@ -60,6 +62,9 @@ const CHUNK: usize = 1 << 16;
 /// # Errors
 /// None for a valid spec.
 pub fn fill(spec: &Spec, fill: Fill, seed: u64) -> Result<Tensor> {
+    if let Fill::Matrices(structure, spectrum) = fill {
+        return matrices::fill(spec, structure, spectrum, seed);
+    }
     let mut tensor = Tensor::empty(spec.shape.dims(), spec.dtype)?;
     each_dtype!(spec.dtype, T => {
         parallel::units_mut(tensor.as_mut_slice::<T>()?, CHUNK, 1, |first, part| {
@@ -104,6 +109,7 @@ fn fill_chunk<T: Scalar>(chunk: &mut [T], fill: Fill, seed: u64, index: usize) {
             Fill::Specials if i % 3 == 0 => special[(i / 3) % special.len()],
             Fill::Specials => 4.0 * random.normal(),
             Fill::Constant(value) => value,
+            Fill::Matrices(..) => unreachable!("matrices are filled whole"),
         });
     }
 }
@@ -142,6 +148,24 @@ pub struct Agreement {
     pub worst: String,
 }
 
+impl Agreement {
+    /// NaN in a property means that an output holds NaN where it must not.
+    fn of(property: Property) -> Self {
+        let Property { name, error, allowed, index } = property;
+        let error = if error.is_nan() { f64::INFINITY } else { error };
+        Self { error, tolerance: allowed, ok: error <= allowed, worst: format!("{name} of matrix {index}") }
+    }
+
+    /// The error as a part of what is allowed.
+    pub fn ratio(&self) -> f64 {
+        match self.ok {
+            _ if self.error == 0.0 => 0.0,
+            true => self.error / self.tolerance,
+            false => f64::INFINITY,
+        }
+    }
+}
+
 /// Compares an output with the exact values. NaN agrees with NaN only, infinity with the same infinity (or with a
 /// reference that rounds to it), and results below the smallest normal number may be flushed to zero.
 ///
@@ -149,6 +173,10 @@ pub struct Agreement {
 /// A device that fails when the output is read.
 pub fn compare(output: &Tensor, expected: &Expected, tolerance: &Tolerance) -> Result<Agreement> {
     let host = output.to_device(Device::Cpu)?;
+    if let Some(sample) = &expected.sample {
+        let all = Expected::sums(expected.data.clone(), expected.scale.clone());
+        return compare(&sampled(&host, sample)?, &all, tolerance);
+    }
     if host.numel() != expected.data.len() {
         return Ok(Agreement {
             error: f64::INFINITY,
@@ -174,6 +202,43 @@ pub fn compare(output: &Tensor, expected: &Expected, tolerance: &Tolerance) -> R
         ok: worst.difference <= worst.allowed,
         worst: format!("[{}] = {:e}, exactly {:e}", worst.index, worst.out, expected.data[worst.index]),
     }))
+}
+
+/// The elements of these indices.
+fn sampled(host: &Tensor, sample: &[usize]) -> Result<Tensor> {
+    each_dtype!(host.dtype(), T => {
+        let out = host.as_slice::<T>()?;
+        // An index past the end is left out, and `compare` refuses the shorter tensor.
+        let picked: Vec<T> = sample.iter().filter_map(|&i| out.get(i).copied()).collect();
+        Tensor::from_slice(&picked, &[picked.len()])
+    })
+}
+
+/// Judges outputs by the operation's properties, or else by the elements of its reference; one finding for each property
+/// or output.
+///
+/// # Errors
+/// A device that fails when an output is read.
+pub fn judge(op: &dyn Op, inputs: &[&Tensor], outputs: &[Tensor], expected: &[Expected]) -> Result<Vec<Agreement>> {
+    if let Some(properties) = op.properties() {
+        let read = |t: &Tensor| Ok(Values { spec: t.spec().clone(), data: t.to_f64_vec()? });
+        let inputs = inputs.iter().map(|t| read(t)).collect::<Result<Vec<_>>>()?;
+        let outputs = outputs.iter().map(read).collect::<Result<Vec<_>>>()?;
+        return Ok(properties.properties(&inputs, &outputs).into_iter().map(Agreement::of).collect());
+    }
+    let specs: Vec<_> = inputs.iter().map(|t| t.spec()).collect();
+    let tolerance = op.tolerance(&specs);
+    if outputs.len() != expected.len() {
+        let worst = format!(": {} outputs, the reference has {}", outputs.len(), expected.len());
+        return Ok(vec![Agreement { error: f64::INFINITY, tolerance: 0.0, ok: false, worst }]);
+    }
+    let pairs = (0..).zip(outputs).zip(expected);
+    pairs
+        .map(|((i, output), expected)| {
+            let found = compare(output, expected, &tolerance)?;
+            Ok(Agreement { worst: format!("output {i}{}", found.worst), ..found })
+        })
+        .collect()
 }
 
 /// The element with the largest ratio of error to allowed error; a ratio above 1 is a failure.

@@ -241,6 +241,10 @@ mod attribute {
     pub const BATCH: i32 = 5;
     pub const BATCH_STRIDE: i32 = 6;
     pub const WORKSPACE: i32 = 1;
+    pub const REDUCTIONS: i32 = 3;
+    /// Split sums are added up by a second pass in the type of the computation: never in the output's 16 bits, where they
+    /// overflow and lose digits, and never in place, where their order is left to chance.
+    pub const IN_COMPUTE_TYPE: u32 = 2;
 }
 
 fn ok(call: &'static str, status: c_int) -> Result<(), Failure> {
@@ -435,13 +439,16 @@ impl Lt {
         let mut preference = std::ptr::null_mut();
         let mut found = Heuristic { algorithm: [0; 8], workspace: 0, state: 0, waves: 0.0, reserved: [0; 4] };
         let mut count = 0;
-        let (workspace, size) = raw(&(WORKSPACE as usize));
+        let (workspace, reductions) = (WORKSPACE as usize, attribute::IN_COMPUTE_TYPE);
+        let settings = [(attribute::WORKSPACE, raw(&workspace)), (attribute::REDUCTIONS, raw(&reductions))];
         let [left, right, result] = plan.layouts;
         // SAFETY: all objects are alive; answers are written into locals, of which one is asked for.
         let answer = unsafe {
             ok("cublasLtMatmulPreferenceCreate", (self.preference_create)(&mut preference))?;
-            let set = (self.preference_set)(preference, attribute::WORKSPACE, workspace, size);
-            let answer = ok("cublasLtMatmulPreferenceSetAttribute", set).and_then(|()| {
+            let set = settings.iter().try_for_each(|&(setting, (value, size))| {
+                ok("cublasLtMatmulPreferenceSetAttribute", (self.preference_set)(preference, setting, value, size))
+            });
+            let answer = set.and_then(|()| {
                 let operation = plan.operation;
                 let status = (self.heuristic)(
                     handle, operation, left, right, result, result, preference, 1, &mut found, &mut count,

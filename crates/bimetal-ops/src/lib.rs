@@ -3,15 +3,18 @@
 
 pub mod activation;
 pub mod elementwise;
-pub mod linalg;
 pub mod normalization;
 mod pointwise;
 pub mod reduction;
 pub mod registry;
 pub mod softmax;
 
+pub use bimetal_linalg as linalg;
+
 pub use activation::*;
 pub use elementwise::*;
+// Every domain has a list called DOMAIN; nobody asks for one at this level.
+#[allow(ambiguous_glob_reexports)]
 pub use linalg::*;
 pub use normalization::*;
 pub use reduction::*;

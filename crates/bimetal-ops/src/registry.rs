@@ -1,34 +1,7 @@
 //! The registry: every domain, its families and their operations. Tests, benchmarks and listings all walk it.
 
 use bimetal_core::op::Definition;
-
-/// A field of operations.
-pub struct Domain {
-    /// The domain's name.
-    pub name: &'static str,
-    /// The operations of each family.
-    pub families: &'static [&'static [&'static dyn Definition]],
-}
-
-impl Domain {
-    /// The operations of the domain.
-    pub fn ops(&self) -> impl Iterator<Item = &'static dyn Definition> {
-        self.families.iter().flat_map(|family| family.iter().copied())
-    }
-}
-
-/// Declares a domain from the folders of its families.
-macro_rules! domain {
-    ($name:literal: $($family:ident),* $(,)?) => {
-        $(pub mod $family;)*
-        $(pub use $family::*;)*
-
-        /// The families of this domain.
-        pub(crate) static DOMAIN: crate::registry::Domain =
-            crate::registry::Domain { name: $name, families: &[$($family::OPS),*] };
-    };
-}
-pub(crate) use domain;
+pub use bimetal_core::registry::Domain;
 
 macro_rules! domains {
     ($($domain:ident),* $(,)?) => {

@@ -115,15 +115,15 @@ fn time(
     let (inputs, outputs) = runner.latest();
     let right = judge(&unit.case, inputs, outputs, &ready.expected, row)?;
     for job in jobs {
-        settle(job, peers, ready, row);
+        settle(job, peers, &unit.case, ready, row);
     }
     if right { Ok(samples) } else { Ok(Vec::new()) }
 }
 
 /// Takes a peer's time into the row if it computed the same thing.
-fn settle(mut job: Job, peers: &mut Peers, ready: &Ready, row: &mut Row) {
+fn settle(mut job: Job, peers: &mut Peers, case: &Case, ready: &Ready, row: &mut Row) {
     let name = job.name().to_string();
-    match job.finish(peers, &ready.expected) {
+    match job.finish(peers, case, ready) {
         Ok(samples) => {
             if let Some((median, _, _)) = timing::statistics(&samples) {
                 row.peers.insert(name, median);
@@ -133,7 +133,7 @@ fn settle(mut job: Job, peers: &mut Peers, ready: &Ready, row: &mut Row) {
     }
 }
 
-/// Compares the outputs with the exact ones and notes the worst error.
+/// Judges the outputs and notes the worst error.
 fn judge(
     case: &Case,
     inputs: &[Tensor],
@@ -141,25 +141,12 @@ fn judge(
     expected: &[Expected],
     row: &mut Row,
 ) -> Result<bool, String> {
-    if outputs.len() != expected.len() {
-        return Err(format!("{} outputs, the reference has {}", outputs.len(), expected.len()));
-    }
-    let specs: Vec<_> = inputs.iter().map(|t| t.spec()).collect();
-    let tolerance = case.op.tolerance(&specs);
-    let mut worst = -1.0;
-    row.ok = true;
-    for (i, (output, expected)) in outputs.iter().zip(expected).enumerate() {
-        let found = verify::compare(output, expected, &tolerance).map_err(text)?;
-        let ratio = if found.error == 0.0 { 0.0 } else { found.error / found.tolerance };
-        if ratio > worst || !found.ok {
-            worst = if found.ok { ratio } else { f64::INFINITY };
-            (row.error, row.tolerance) = (Some(found.error), Some(found.tolerance));
-        }
-        if !found.ok {
-            row.ok = false;
-            row.notes.push(format!("output {i}{}", found.worst));
-        }
-    }
+    let inputs: Vec<_> = inputs.iter().collect();
+    let found = verify::judge(case.op.as_ref(), &inputs, outputs, expected).map_err(text)?;
+    let worst = found.iter().max_by(|a, b| a.ratio().total_cmp(&b.ratio())).ok_or("nothing was judged")?;
+    (row.error, row.tolerance) = (Some(worst.error), Some(worst.tolerance));
+    row.ok = worst.ok;
+    row.notes.extend(found.iter().filter(|a| !a.ok).map(|a| a.worst.clone()));
     Ok(row.ok)
 }
 

@@ -1,3 +1,3 @@
 //! The activations of neural networks, forward and backward.
 
-crate::registry::domain!("activation": activation, activation_backward);
+bimetal_core::domain!("activation": activation, activation_backward);

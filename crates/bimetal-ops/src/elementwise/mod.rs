@@ -1,3 +1,3 @@
 //! Functions of single elements, with NumPy broadcasting where there are several operands.
 
-crate::registry::domain!("elementwise": unary, unary_backward, binary, compare, fma);
+bimetal_core::domain!("elementwise": unary, unary_backward, binary, compare, fma);

@@ -4,4 +4,4 @@ mod grid;
 mod lines;
 mod over;
 
-crate::registry::domain!("reduction": sums, extrema, histogram);
+bimetal_core::domain!("reduction": sums, extrema, histogram);

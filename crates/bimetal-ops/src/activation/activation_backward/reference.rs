@@ -16,7 +16,7 @@ pub(super) fn activation_backward(function: Function, p: f64, x: &[Values]) -> E
         data.push(g * (first + second));
         scale.push(g.abs() * (first.abs() + second.abs()));
     }
-    Expected { data, scale }
+    Expected::sums(data, scale)
 }
 
 /// The two terms of the slope.

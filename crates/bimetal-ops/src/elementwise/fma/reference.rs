@@ -9,5 +9,5 @@ pub(super) fn fma(x: &[Values]) -> Expected {
         data.push(v[0] * v[1] + v[2]);
         scale.push((v[0] * v[1]).abs() + v[2].abs());
     });
-    Expected { data, scale }
+    Expected::sums(data, scale)
 }

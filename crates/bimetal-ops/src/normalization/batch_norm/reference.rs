@@ -9,7 +9,7 @@ pub(super) fn batch_norm(op: &BatchNorm, inputs: &[Values]) -> Vec<Expected> {
     let Layout { channels, spatial, .. } = layout;
     let n = layout.count();
     let count = n as f64;
-    let zeros = |n: usize| Expected { data: vec![0.0; n], scale: vec![0.0; n] };
+    let zeros = |n: usize| Expected::sums(vec![0.0; n], vec![0.0; n]);
     let mut outputs = vec![zeros(x.data.len()), zeros(channels), zeros(channels)];
     for c in 0..channels {
         let at = |i: usize| (i / spatial * channels + c) * spatial + i % spatial;

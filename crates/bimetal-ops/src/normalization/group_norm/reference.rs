@@ -11,7 +11,7 @@ pub(super) fn group_norm(op: &GroupNorm, inputs: &[Values]) -> Vec<Expected> {
     let count = size as f64;
     let weight = |c: usize| op.weight(inputs).map_or(1.0, |w| w.data[c]);
     let bias = |c: usize| op.bias(inputs).map_or(0.0, |b| b.data[c]);
-    let zeros = |n: usize| Expected { data: vec![0.0; n], scale: vec![0.0; n] };
+    let zeros = |n: usize| Expected::sums(vec![0.0; n], vec![0.0; n]);
     let (mut out, mut dweight, mut dbias) = (zeros(x.data.len()), zeros(channels), zeros(channels));
     if size == 0 {
         return if op.kind == Kind::Forward { vec![out] } else { vec![out, dweight, dbias] };

@@ -12,7 +12,7 @@ pub(super) fn row_norm(op: &RowNorm, inputs: &[Values]) -> Vec<Expected> {
             *h = x.spec.dtype.round(*h + r);
         }
     }
-    let mut y = Expected { data: Vec::with_capacity(h.len()), scale: Vec::with_capacity(h.len()) };
+    let mut y = Expected::sums(Vec::with_capacity(h.len()), Vec::with_capacity(h.len()));
     for row in h.chunks_exact(n.max(1)) {
         let count = n as f64;
         let mean = if op.kind.centers() { row.iter().sum::<f64>() / count } else { 0.0 };

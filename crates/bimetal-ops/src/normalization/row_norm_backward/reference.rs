@@ -8,7 +8,7 @@ pub(super) fn row_norm_backward(op: &RowNormBackward, inputs: &[Values]) -> Vec<
     let (grad, x, weight) = (&inputs[0].data, &inputs[1].data, inputs.get(2));
     let n = row_length(&inputs[1].spec.shape, weight.map(|w| &w.spec.shape));
     let count = n as f64;
-    let zeros = || Expected { data: vec![0.0; n], scale: vec![0.0; n] };
+    let zeros = || Expected::sums(vec![0.0; n], vec![0.0; n]);
     let (mut dx, mut dweight, mut dbias) = (Expected::default(), zeros(), zeros());
     for (g, x) in grad.chunks_exact(n.max(1)).zip(x.chunks_exact(n.max(1))) {
         let mean = if op.kind.centers() { x.iter().sum::<f64>() / count } else { 0.0 };

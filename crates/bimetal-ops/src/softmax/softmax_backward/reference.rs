@@ -31,7 +31,7 @@ pub(super) fn softmax_backward(grad: &Values, y: &Values, axis: isize, kind: Kin
             }
         }
     }
-    Expected { data, scale }
+    Expected::sums(data, scale)
 }
 
 /// The formula is defined in f32, as in PyTorch: a sum or difference beyond its range is infinite.

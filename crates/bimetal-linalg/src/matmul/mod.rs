@@ -58,7 +58,7 @@ struct Product {
 /// A scalar, lengths of the sum or leading axes that do not go together, dtypes that differ or are others.
 ///
 /// ```
-/// # use bimetal_ops::matmul;
+/// # use bimetal_linalg::matmul;
 /// # use bimetal_core::Tensor;
 /// let a = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0], &[2, 2])?;
 /// let b = Tensor::from_slice(&[1.0f32, 0.0, 1.0, 1.0], &[2, 2])?;
@@ -75,7 +75,7 @@ pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// As [`matmul`], or an output of another shape, dtype or device.
 ///
 /// ```
-/// # use bimetal_ops::matmul_into;
+/// # use bimetal_linalg::matmul_into;
 /// # use bimetal_core::{DType, Tensor};
 /// let a = Tensor::from_slice(&[1i8, 2, 3, 4], &[2, 2])?;
 /// let mut d = Tensor::zeros(&[2, 2], DType::I32)?;
@@ -93,7 +93,7 @@ pub fn matmul_into(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
 /// As [`matmul`], or a factor other than 1 for i8.
 ///
 /// ```
-/// # use bimetal_ops::{MatmulParams, matmul_with};
+/// # use bimetal_linalg::{MatmulParams, matmul_with};
 /// # use bimetal_core::Tensor;
 /// let a = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0], &[2, 2])?;
 /// let params = MatmulParams { transpose_a: true, alpha: 0.5, ..MatmulParams::default() };
@@ -110,7 +110,7 @@ pub fn matmul_with(a: &Tensor, b: &Tensor, params: MatmulParams) -> Result<Tenso
 /// As [`matmul_with`], or an output of another shape, dtype or device.
 ///
 /// ```
-/// # use bimetal_ops::{MatmulParams, matmul_with_into};
+/// # use bimetal_linalg::{MatmulParams, matmul_with_into};
 /// # use bimetal_core::{DType, Tensor};
 /// let a = Tensor::from_slice(&[1.0f32, 2.0], &[1, 2])?;
 /// let mut d = Tensor::zeros(&[1, 1], DType::F32)?;
@@ -130,7 +130,7 @@ pub fn matmul_with_into(a: &Tensor, b: &Tensor, params: MatmulParams, out: &mut 
 /// A vector for `a` or a scalar for `x`, and as [`matmul`].
 ///
 /// ```
-/// # use bimetal_ops::matvec;
+/// # use bimetal_linalg::matvec;
 /// # use bimetal_core::Tensor;
 /// let a = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0], &[2, 2])?;
 /// let x = Tensor::from_slice(&[1.0f32, -1.0], &[2])?;
@@ -147,7 +147,7 @@ pub fn matvec(a: &Tensor, x: &Tensor) -> Result<Tensor> {
 /// As [`matvec`], or an output of another shape, dtype or device.
 ///
 /// ```
-/// # use bimetal_ops::matvec_into;
+/// # use bimetal_linalg::matvec_into;
 /// # use bimetal_core::{DType, Tensor};
 /// let a = Tensor::from_slice(&[1.0f32, 2.0], &[1, 2])?;
 /// let mut y = Tensor::zeros(&[1], DType::F32)?;
@@ -167,7 +167,7 @@ pub fn matvec_into(a: &Tensor, x: &Tensor, out: &mut Tensor) -> Result<()> {
 /// Operands that are not vectors, dtypes that differ or are others.
 ///
 /// ```
-/// # use bimetal_ops::outer_product;
+/// # use bimetal_linalg::outer_product;
 /// # use bimetal_core::Tensor;
 /// let x = Tensor::from_slice(&[1.0f32, 2.0], &[2])?;
 /// assert_eq!(outer_product(&x, &x)?.to_vec::<f32>()?, [1.0, 2.0, 2.0, 4.0]);
@@ -183,7 +183,7 @@ pub fn outer_product(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 /// As [`outer_product`], or an output of another shape, dtype or device.
 ///
 /// ```
-/// # use bimetal_ops::outer_product_into;
+/// # use bimetal_linalg::outer_product_into;
 /// # use bimetal_core::{DType, Tensor};
 /// let x = Tensor::from_slice(&[3.0f32], &[1])?;
 /// let mut d = Tensor::zeros(&[1, 1], DType::F32)?;

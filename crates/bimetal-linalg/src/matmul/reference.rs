@@ -22,5 +22,5 @@ pub(super) fn matmul(a: &[f64], b: &[f64], plan: &Plan, alpha: f64) -> Expected 
             }
         }
     }
-    Expected { data, scale }
+    Expected::sums(data, scale)
 }

@@ -1,3 +1,0 @@
-//! Linear algebra: products of matrices and vectors.
-
-crate::registry::domain!("linalg": matmul);
