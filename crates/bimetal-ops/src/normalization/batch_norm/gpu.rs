@@ -1,10 +1,11 @@
-//! Batch norm and its gradients on the GPU: each channel in chunks, whose moments and sums the next launch puts together;
-//! without spatial axes a cube takes neighbouring channels side by side, so that its loads stay contiguous.
+//! Batch norm and its gradients on the GPU: each channel in chunks, whose moments and sums the next launch puts together.
+//! Without spatial axes channels lie side by side, which has kernels of its own.
 
 use super::gpu_backward::{channel_gradients, channel_products};
+use super::gpu_columns::columns;
 use super::{BatchNorm, Kind};
 use crate::normalization::row_norm::gpu::centered_squares;
-use bimetal_core::gpu::kernel::{address_type, lane_sums, row_vector, vector_sum};
+use bimetal_core::gpu::kernel::{address_type, row_sums, row_vector, vector_sum};
 use bimetal_core::{Error, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -14,8 +15,6 @@ use cubecl::server::Handle;
 struct ChannelParams {
     /// Units of a cube.
     units: usize,
-    /// Channels side by side in a cube where there are no spatial axes.
-    lanes: usize,
     /// Least vectors of a chunk for each of its units.
     unit_vectors: usize,
     /// Cubes for each multiprocessor.
@@ -24,7 +23,7 @@ struct ChannelParams {
     chunks: usize,
 }
 
-const PARAMS: ChannelParams = ChannelParams { units: 256, lanes: 32, unit_vectors: 4, cubes: 8, chunks: 64 };
+const PARAMS: ChannelParams = ChannelParams { units: 256, unit_vectors: 4, cubes: 8, chunks: 64 };
 
 /// Vectors that a unit loads at once.
 pub(super) const BATCH: usize = 4;
@@ -33,9 +32,7 @@ pub(super) const BATCH: usize = 4;
 pub(super) struct Form {
     pub(super) weight: bool,
     bias: bool,
-    /// Channels side by side in a cube.
-    pub(super) lanes: usize,
-    pub(super) units: usize,
+    units: usize,
     pub(super) planes: usize,
 }
 
@@ -87,6 +84,9 @@ pub(super) fn batch_norm(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs:
         return Ok(());
     }
     let layout = op.layout(x.shape());
+    if layout.spatial == 1 {
+        return columns(op, gpu, inputs, outputs);
+    }
     let width = row_vector(gpu.vector(x.dtype()), layout.spatial);
     let (channels, spatial, vectors) = (layout.channels, layout.spatial / width, layout.count() / width);
     if vectors.max(channels * PARAMS.chunks) > i32::MAX as usize {
@@ -94,15 +94,13 @@ pub(super) fn batch_norm(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs:
         return Err(Error::argument(op.kind.name(), "x", expected));
     }
     let units = PARAMS.units.min(gpu.max_units as usize);
-    let lanes = if layout.spatial == 1 { PARAMS.lanes.min(units) } else { 1 };
-    let tiles = channels.div_ceil(lanes);
-    let wanted = (gpu.processors as usize * PARAMS.cubes).div_ceil(tiles).min(PARAMS.chunks);
-    let chunk = vectors.div_ceil(wanted).max(units / lanes * PARAMS.unit_vectors);
+    let wanted = (gpu.processors as usize * PARAMS.cubes).div_ceil(channels).min(PARAMS.chunks);
+    let chunk = vectors.div_ceil(wanted).max(units * PARAMS.unit_vectors);
     let chunks = vectors.div_ceil(chunk);
     let planes = (units / gpu.plane.0 as usize).max(1);
-    let form = Form { weight: op.weight, bias: op.bias, lanes, units, planes };
+    let form = Form { weight: op.weight, bias: op.bias, units, planes };
     let extents = Extents {
-        cubes: (tiles * chunks) as u32,
+        cubes: (channels * chunks) as u32,
         channels: channels as u32,
         spatial: spatial as u32,
         vectors: vectors as u32,
@@ -235,6 +233,24 @@ pub(super) fn address(e: u32, channel: u32, extents: &Extents) -> usize {
     row * extents.spatial as usize + (e % extents.spatial) as usize
 }
 
+/// The vectors `e`, `e + step`, … of a channel, all on their way at once; past the end the last one stands in.
+#[cube]
+fn load_batch<F: Float, N: Size>(
+    x: &[Vector<F, N>],
+    e: u32,
+    step: u32,
+    end: u32,
+    channel: u32,
+    extents: &Extents,
+) -> Array<Vector<f32, N>> {
+    let mut values = Array::<Vector<f32, N>>::new(BATCH);
+    #[unroll]
+    for i in 0..BATCH {
+        values[i] = Vector::cast_from(x[address(min(e + i as u32 * step, end - 1), channel, extents)]);
+    }
+    values
+}
+
 /// Mean, what its rounding lost, and rstd of a channel in `stats[0..3]`, its sum of squared deviations in `stats[3]`.
 #[cube]
 pub(super) fn put_together(
@@ -280,50 +296,46 @@ fn channel_moments<F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!(if form.lanes == 1 { 2 * form.planes } else { form.units }));
-    let lanes = comptime!(form.lanes as u32);
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(2 * form.planes));
     let position = min(CUBE_POS, extents.cubes as usize - 1);
     let part = (position % extents.chunks as usize) as u32;
-    let wanted = (position / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    let channel = min(wanted, extents.channels - 1);
-    let first = part * extents.chunk + UNIT_POS / lanes;
+    let channel = (position / extents.chunks as usize) as u32;
+    let first = part * extents.chunk + UNIT_POS;
     let end = min((part + 1) * extents.chunk, extents.vectors);
     let count = (end - part * extents.chunk) as f32 * N::value() as f32;
-    let step = CUBE_DIM / lanes;
+    let step = CUBE_DIM;
     let mut sums = Array::<f32>::new(2usize);
     sums[0] = 0.0f32;
     let mut e = first;
     while e < end {
+        let values = load_batch::<F, N>(x, e, step, end, channel, &extents);
         #[unroll]
         for i in 0..BATCH {
-            let at = e + i as u32 * step;
-            if at < end {
-                let v: Vector<f32, N> = Vector::cast_from(x[address(at, channel, &extents)]);
-                sums[0] += vector_sum(v);
+            if e + (i as u32) * step < end {
+                sums[0] += vector_sum(values[i]);
             }
         }
         e += BATCH as u32 * step;
     }
-    lane_sums(&mut sums, &mut scratch, 1usize, form.lanes);
+    row_sums(&mut sums, &mut scratch, 1usize, false);
     let mean = sums[0] / count;
     sums[0] = 0.0f32;
     sums[1] = 0.0f32;
     e = first;
     while e < end {
+        let values = load_batch::<F, N>(x, e, step, end, channel, &extents);
         #[unroll]
         for i in 0..BATCH {
-            let at = e + i as u32 * step;
-            if at < end {
-                let v: Vector<f32, N> = Vector::cast_from(x[address(at, channel, &extents)]);
-                let d = v - Vector::new(mean);
+            if e + (i as u32) * step < end {
+                let d = values[i] - Vector::new(mean);
                 sums[0] += vector_sum(d);
                 sums[1] += vector_sum(d * d);
             }
         }
         e += BATCH as u32 * step;
     }
-    lane_sums(&mut sums, &mut scratch, 2usize, form.lanes);
-    if UNIT_POS < lanes && wanted < extents.channels && CUBE_POS < extents.cubes as usize {
+    row_sums(&mut sums, &mut scratch, 2usize, false);
+    if UNIT_POS == 0 && CUBE_POS < extents.cubes as usize {
         let at = 3 * (channel as usize * extents.chunks as usize + part as usize);
         let lost = sums[0] / count;
         moments[at] = mean;
@@ -349,15 +361,14 @@ fn normalize_batch<F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
-    let lanes = comptime!(form.lanes as u32);
-    let step = CUBE_DIM / lanes;
+    let step = CUBE_DIM;
     let part = (CUBE_POS % extents.chunks as usize) as u32;
-    let channel = (CUBE_POS / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    if channel < extents.channels && CUBE_POS < extents.cubes as usize {
+    let channel = (CUBE_POS / extents.chunks as usize) as u32;
+    if CUBE_POS < extents.cubes as usize {
         let mut stats = Array::<f32>::new(4usize);
         put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
         let c = channel as usize;
-        if part == 0 && UNIT_POS < lanes {
+        if part == 0 && UNIT_POS == 0 {
             let count = extents.vectors as f32 * N::value() as f32;
             new_mean[c] = (1.0f32 - momentum) * running_mean[c] + momentum * (stats[0] + stats[1]);
             new_var[c] = (1.0f32 - momentum) * running_var[c] + momentum * (stats[3] / (count - 1.0f32));
@@ -371,14 +382,9 @@ fn normalize_batch<F: Float, N: Size>(
             shift = f32::cast_from(bias[c]);
         }
         let end = min((part + 1) * extents.chunk, extents.vectors);
-        let mut e = part * extents.chunk + UNIT_POS / lanes;
+        let mut e = part * extents.chunk + UNIT_POS;
         while e < end {
-            let mut values = Array::<Vector<f32, N>>::new(BATCH);
-            #[unroll]
-            for i in 0..BATCH {
-                let own = min(e + i as u32 * step, end - 1);
-                values[i] = Vector::cast_from(x[address(own, channel, &extents)]);
-            }
+            let values = load_batch::<F, N>(x, e, step, end, channel, &extents);
             #[unroll]
             for i in 0..BATCH {
                 let own = e + i as u32 * step;

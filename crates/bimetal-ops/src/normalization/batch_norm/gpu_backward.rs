@@ -1,7 +1,7 @@
 //! The kernels of batch norm's gradients: sums of each chunk over a channel, then the gradients from all of them.
 
 use super::gpu::{BATCH, Extents, Form, address, put_together};
-use bimetal_core::gpu::kernel::{lane_sums, vector_sum};
+use bimetal_core::gpu::kernel::{row_sums, vector_sum};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -17,20 +17,18 @@ pub(super) fn channel_products<F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!(if form.lanes == 1 { 2 * form.planes } else { form.units }));
-    let lanes = comptime!(form.lanes as u32);
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(2 * form.planes));
     let position = min(CUBE_POS, extents.cubes as usize - 1);
     let part = (position % extents.chunks as usize) as u32;
-    let wanted = (position / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    let channel = min(wanted, extents.channels - 1);
+    let channel = (position / extents.chunks as usize) as u32;
     let mut stats = Array::<f32>::new(4usize);
     put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
     let mut sums = Array::<f32>::new(2usize);
     sums[0] = 0.0f32;
     sums[1] = 0.0f32;
     let end = min((part + 1) * extents.chunk, extents.vectors);
-    let mut e = part * extents.chunk + UNIT_POS / lanes;
-    let step = CUBE_DIM / lanes;
+    let mut e = part * extents.chunk + UNIT_POS;
+    let step = CUBE_DIM;
     while e < end {
         let mut values = Array::<Vector<f32, N>>::new(BATCH);
         let mut slopes = Array::<Vector<f32, N>>::new(BATCH);
@@ -54,8 +52,8 @@ pub(super) fn channel_products<F: Float, N: Size>(
         }
         e += BATCH as u32 * step;
     }
-    lane_sums(&mut sums, &mut scratch, 2usize, form.lanes);
-    if UNIT_POS < lanes && wanted < extents.channels && CUBE_POS < extents.cubes as usize {
+    row_sums(&mut sums, &mut scratch, 2usize, false);
+    if UNIT_POS == 0 && CUBE_POS < extents.cubes as usize {
         let at = 2 * (channel as usize * extents.chunks as usize + part as usize);
         products[at] = sums[0] * stats[2];
         products[at + 1] = sums[1];
@@ -77,11 +75,10 @@ pub(super) fn channel_gradients<F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
-    let lanes = comptime!(form.lanes as u32);
-    let step = CUBE_DIM / lanes;
+    let step = CUBE_DIM;
     let part = (CUBE_POS % extents.chunks as usize) as u32;
-    let channel = (CUBE_POS / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    if channel < extents.channels && CUBE_POS < extents.cubes as usize {
+    let channel = (CUBE_POS / extents.chunks as usize) as u32;
+    if CUBE_POS < extents.cubes as usize {
         let mut stats = Array::<f32>::new(4usize);
         put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
         let mut scaled = 0.0f32;
@@ -91,7 +88,7 @@ pub(super) fn channel_gradients<F: Float, N: Size>(
             scaled += products[at];
             plain += products[at + 1];
         }
-        if part == 0 && UNIT_POS < lanes {
+        if part == 0 && UNIT_POS == 0 {
             dweight[channel as usize] = F::cast_from(scaled);
             dbias[channel as usize] = F::cast_from(plain);
         }
@@ -103,7 +100,7 @@ pub(super) fn channel_gradients<F: Float, N: Size>(
             factor *= f32::cast_from(weight[channel as usize]);
         }
         let end = min((part + 1) * extents.chunk, extents.vectors);
-        let mut e = part * extents.chunk + UNIT_POS / lanes;
+        let mut e = part * extents.chunk + UNIT_POS;
         while e < end {
             let mut values = Array::<Vector<f32, N>>::new(BATCH);
             let mut slopes = Array::<Vector<f32, N>>::new(BATCH);
