@@ -171,14 +171,16 @@ fn reduce<F: Float, O: Float, N: Size>(
     } else {
         let mut k = at.member;
         while k < at.count {
+            // Loads past the end repeat the last step: a load under a condition waits for the one before it.
             let mut values = Array::<Vector<f32, N>>::new(BATCH);
             #[unroll]
             for i in 0..BATCH {
-                let step = k + i as u32 * team;
-                values[i] = Vector::new(0.0f32);
-                if step < at.count {
-                    values[i] = Vector::cast_from(x[at.base + step as usize * columns]);
-                }
+                let step = min(k + i as u32 * team, at.count - 1);
+                values[i] = Vector::cast_from(x[at.base + step as usize * columns]);
+            }
+            #[unroll]
+            for i in 0..BATCH {
+                values[i] = select(k + (i as u32) * team < at.count, values[i], Vector::new(0.0f32));
             }
             // Steps of the batch that exist.
             let valid = min((at.count - k).div_ceil(team), BATCH as u32);
