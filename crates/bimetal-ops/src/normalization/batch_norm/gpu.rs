@@ -1,7 +1,7 @@
 //! Batch norm and its gradients on the GPU: each channel in chunks, whose moments and sums the next launch puts together.
 //! Without spatial axes channels lie side by side, which has kernels of its own.
 
-use super::gpu_backward::{channel_gradients, channel_products};
+use super::gpu_backward::{add_products, channel_gradients};
 use super::gpu_columns::columns;
 use super::{BatchNorm, Kind};
 use crate::normalization::row_norm::gpu::centered_squares;
@@ -32,8 +32,9 @@ pub(super) const BATCH: usize = 4;
 pub(super) struct Form {
     pub(super) weight: bool,
     bias: bool,
+    pub(super) backward: bool,
     units: usize,
-    pub(super) planes: usize,
+    planes: usize,
 }
 
 /// A tensor's extents in vectors, and how its channels are cut.
@@ -48,6 +49,19 @@ pub(super) struct Extents {
     /// Of these, in a chunk.
     pub(super) chunk: u32,
     pub(super) chunks: u32,
+}
+
+impl Form {
+    /// Numbers of a chunk: mean, what its rounding lost, squared deviations; with gradients also `Σ grad·(x − mean)` and
+    /// `Σ grad`.
+    pub(super) fn moments(self) -> usize {
+        if self.backward { 5 } else { 3 }
+    }
+
+    /// Sums of the second pass: deviations and their squares, with gradients two more.
+    fn sums(self) -> usize {
+        if self.backward { 4 } else { 2 }
+    }
 }
 
 /// What every launch needs.
@@ -69,12 +83,6 @@ impl Job<'_> {
 
     fn count(&self) -> CubeCount {
         self.gpu.cubes(self.extents.cubes as usize)
-    }
-
-    /// A buffer of `each` numbers for each chunk of each channel.
-    fn partials(&self, each: usize) -> (Handle, usize) {
-        let n = self.extents.channels as usize * self.extents.chunks as usize * each;
-        (self.gpu.alloc(n * size_of::<f32>()), n)
     }
 }
 
@@ -98,7 +106,7 @@ pub(super) fn batch_norm(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs:
     let chunk = vectors.div_ceil(wanted).max(units * PARAMS.unit_vectors);
     let chunks = vectors.div_ceil(chunk);
     let planes = (units / gpu.plane.0 as usize).max(1);
-    let form = Form { weight: op.weight, bias: op.bias, units, planes };
+    let form = Form { weight: op.weight, bias: op.bias, backward: op.kind == Kind::Backward, units, planes };
     let extents = Extents {
         cubes: (channels * chunks) as u32,
         channels: channels as u32,
@@ -124,10 +132,11 @@ macro_rules! launch {
     }};
 }
 
-/// Launches the moments of every chunk: three numbers each, chunk after chunk of a channel.
-fn launch_moments(job: &Job<'_>) -> Result<(Handle, usize)> {
-    let (moments, n) = job.partials(3);
-    // SAFETY: `x` holds `vectors` vectors for each channel and there are three moments for each chunk; the kernel drops
+/// Launches the moments of every chunk, chunk after chunk of a channel. The gradient is `x` again where there is none.
+fn launch_moments(job: &Job<'_>, grad: &Tensor) -> Result<(Handle, usize)> {
+    let n = job.extents.channels as usize * job.extents.chunks as usize * job.form.moments();
+    let moments = job.gpu.alloc(n * size_of::<f32>());
+    // SAFETY: `x` and `grad` hold `vectors` vectors for each channel and every chunk has its moments; the kernel drops
     // what is past them.
     unsafe {
         launch!(
@@ -135,6 +144,7 @@ fn launch_moments(job: &Job<'_>) -> Result<(Handle, usize)> {
             channel_moments,
             job.count(),
             job.x.gpu_arg()?,
+            grad.gpu_arg()?,
             BufferArg::from_raw_parts(moments.clone(), n),
             job.extents(),
         );
@@ -143,7 +153,7 @@ fn launch_moments(job: &Job<'_>) -> Result<(Handle, usize)> {
 }
 
 fn training(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
-    let (moments, n) = launch_moments(job)?;
+    let (moments, n) = launch_moments(job, job.x)?;
     // SAFETY: as in `launch_moments`; parameters and statistics have an element for each channel. `x` stands for
     // parameters that are absent: kernels have a fixed list of arguments.
     unsafe {
@@ -192,21 +202,9 @@ fn inference(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> 
 }
 
 fn backward(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
-    let (moments, n) = launch_moments(job)?;
-    let (products, m) = job.partials(2);
-    // SAFETY: as in `training`; there are two products for each chunk.
+    let (moments, n) = launch_moments(job, inputs[0])?;
+    // SAFETY: as in `training`.
     unsafe {
-        launch!(
-            job,
-            channel_products,
-            job.count(),
-            inputs[0].gpu_arg()?,
-            job.x.gpu_arg()?,
-            BufferArg::from_raw_parts(moments.clone(), n),
-            BufferArg::from_raw_parts(products.clone(), m),
-            job.extents(),
-            job.op.eps,
-        );
         launch!(
             job,
             channel_gradients,
@@ -215,7 +213,6 @@ fn backward(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> R
             job.x.gpu_arg()?,
             job.op.weight(inputs).unwrap_or(&job.x).gpu_arg()?,
             BufferArg::from_raw_parts(moments, n),
-            BufferArg::from_raw_parts(products, m),
             outputs[0].gpu_arg()?,
             outputs[1].gpu_arg()?,
             outputs[2].gpu_arg()?,
@@ -235,7 +232,7 @@ pub(super) fn address(e: u32, channel: u32, extents: &Extents) -> usize {
 
 /// The vectors `e`, `e + step`, … of a channel, all on their way at once; past the end the last one stands in.
 #[cube]
-fn load_batch<F: Float, N: Size>(
+pub(super) fn load_batch<F: Float, N: Size>(
     x: &[Vector<F, N>],
     e: u32,
     step: u32,
@@ -260,21 +257,23 @@ pub(super) fn put_together(
     extents: &Extents,
     width: u32,
     eps: f32,
+    #[comptime] form: Form,
 ) {
+    let each = comptime!(form.moments());
     let vectors = extents.vectors;
     let chunk = extents.chunk;
     let chunks = extents.chunks;
-    let base = channel as usize * chunks as usize * 3;
+    let base = channel as usize * chunks as usize * each;
     let count = vectors as f32 * width as f32;
     let mut mean = 0.0f32;
     for i in 0..chunks {
         let size = (min((i + 1) * chunk, vectors) - i * chunk) as f32 * width as f32;
-        mean += moments[base + 3 * i as usize] * (size / count);
+        mean += moments[base + each * i as usize] * (size / count);
     }
     let mut deviation = 0.0f32;
     let mut squares = 0.0f32;
     for i in 0..chunks {
-        let at = base + 3 * i as usize;
+        let at = base + each * i as usize;
         let size = (min((i + 1) * chunk, vectors) - i * chunk) as f32 * width as f32;
         let d = (moments[at] - mean) + moments[at + 1];
         deviation += d * size;
@@ -291,12 +290,13 @@ pub(super) fn put_together(
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn channel_moments<F: Float, N: Size>(
     x: &[Vector<F, N>],
+    grad: &[Vector<F, N>],
     moments: &mut [f32],
     extents: Extents,
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!(2 * form.planes));
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(form.sums() * form.planes));
     let position = min(CUBE_POS, extents.cubes as usize - 1);
     let part = (position % extents.chunks as usize) as u32;
     let channel = (position / extents.chunks as usize) as u32;
@@ -304,7 +304,7 @@ fn channel_moments<F: Float, N: Size>(
     let end = min((part + 1) * extents.chunk, extents.vectors);
     let count = (end - part * extents.chunk) as f32 * N::value() as f32;
     let step = CUBE_DIM;
-    let mut sums = Array::<f32>::new(2usize);
+    let mut sums = Array::<f32>::new(comptime!(form.sums()));
     sums[0] = 0.0f32;
     let mut e = first;
     while e < end {
@@ -319,11 +319,17 @@ fn channel_moments<F: Float, N: Size>(
     }
     row_sums(&mut sums, &mut scratch, 1usize, false);
     let mean = sums[0] / count;
-    sums[0] = 0.0f32;
-    sums[1] = 0.0f32;
+    #[unroll]
+    for j in 0..comptime!(form.sums()) {
+        sums[j] = 0.0f32;
+    }
     e = first;
     while e < end {
         let values = load_batch::<F, N>(x, e, step, end, channel, &extents);
+        if comptime!(form.backward) {
+            let slopes = load_batch::<F, N>(grad, e, step, end, channel, &extents);
+            add_products::<N>(&mut sums, &slopes, &values, mean, end - e, step);
+        }
         #[unroll]
         for i in 0..BATCH {
             if e + (i as u32) * step < end {
@@ -334,13 +340,17 @@ fn channel_moments<F: Float, N: Size>(
         }
         e += BATCH as u32 * step;
     }
-    row_sums(&mut sums, &mut scratch, 2usize, false);
+    row_sums(&mut sums, &mut scratch, comptime!(form.sums()), false);
     if UNIT_POS == 0 && CUBE_POS < extents.cubes as usize {
-        let at = 3 * (channel as usize * extents.chunks as usize + part as usize);
+        let at = comptime!(form.moments()) * (channel as usize * extents.chunks as usize + part as usize);
         let lost = sums[0] / count;
         moments[at] = mean;
         moments[at + 1] = lost;
         moments[at + 2] = centered_squares(sums[1], lost, count);
+        if comptime!(form.backward) {
+            moments[at + 3] = sums[2];
+            moments[at + 4] = sums[3];
+        }
     }
 }
 
@@ -366,7 +376,7 @@ fn normalize_batch<F: Float, N: Size>(
     let channel = (CUBE_POS / extents.chunks as usize) as u32;
     if CUBE_POS < extents.cubes as usize {
         let mut stats = Array::<f32>::new(4usize);
-        put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
+        put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps, form);
         let c = channel as usize;
         if part == 0 && UNIT_POS == 0 {
             let count = extents.vectors as f32 * N::value() as f32;
