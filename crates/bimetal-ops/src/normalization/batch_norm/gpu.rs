@@ -34,7 +34,7 @@ pub(super) struct Form {
     bias: bool,
     pub(super) backward: bool,
     units: usize,
-    planes: usize,
+    pub(super) planes: usize,
 }
 
 /// A tensor's extents in vectors, and how its channels are cut.
@@ -59,7 +59,7 @@ impl Form {
     }
 
     /// Sums of the second pass: deviations and their squares, with gradients two more.
-    fn sums(self) -> usize {
+    pub(super) fn sums(self) -> usize {
         if self.backward { 4 } else { 2 }
     }
 }
@@ -248,11 +248,13 @@ pub(super) fn load_batch<F: Float, N: Size>(
     values
 }
 
-/// Mean, what its rounding lost, and rstd of a channel in `stats[0..3]`, its sum of squared deviations in `stats[3]`.
+/// Mean, what its rounding lost, and rstd of a channel in `stats[0..3]`, its sum of squared deviations in `stats[3]`; with
+/// gradients `Σ grad·(x − mean)` and `Σ grad` in `stats[4..6]`. The cube's units share the chunks; all must call it.
 #[cube]
 pub(super) fn put_together(
     moments: &[f32],
     stats: &mut Array<f32>,
+    scratch: &mut Shared<[f32]>,
     channel: u32,
     extents: &Extents,
     width: u32,
@@ -260,31 +262,54 @@ pub(super) fn put_together(
     #[comptime] form: Form,
 ) {
     let each = comptime!(form.moments());
-    let vectors = extents.vectors;
-    let chunk = extents.chunk;
-    let chunks = extents.chunks;
-    let base = channel as usize * chunks as usize * each;
-    let count = vectors as f32 * width as f32;
-    let mut mean = 0.0f32;
-    for i in 0..chunks {
-        let size = (min((i + 1) * chunk, vectors) - i * chunk) as f32 * width as f32;
-        mean += moments[base + each * i as usize] * (size / count);
+    let base = channel as usize * extents.chunks as usize * each;
+    let count = extents.vectors as f32 * width as f32;
+    let mut sums = Array::<f32>::new(comptime!(form.sums()));
+    sums[0] = 0.0f32;
+    let mut i = UNIT_POS;
+    while i < extents.chunks {
+        sums[0] += moments[base + each * i as usize] * (chunk_size(i, extents, width) / count);
+        i += CUBE_DIM;
     }
-    let mut deviation = 0.0f32;
-    let mut squares = 0.0f32;
-    for i in 0..chunks {
+    row_sums(&mut sums, scratch, 1usize, false);
+    let mean = sums[0];
+    #[unroll]
+    for j in 0..comptime!(form.sums()) {
+        sums[j] = 0.0f32;
+    }
+    i = UNIT_POS;
+    while i < extents.chunks {
         let at = base + each * i as usize;
-        let size = (min((i + 1) * chunk, vectors) - i * chunk) as f32 * width as f32;
-        let d = (moments[at] - mean) + moments[at + 1];
-        deviation += d * size;
-        squares += moments[at + 2] + d * d * size;
+        let size = chunk_size(i, extents, width);
+        let apart = moments[at] - mean;
+        let d = apart + moments[at + 1];
+        sums[0] += d * size;
+        sums[1] += moments[at + 2] + d * d * size;
+        if comptime!(form.backward) {
+            let slopes = moments[at + 4];
+            sums[2] += moments[at + 3] + apart * slopes;
+            sums[3] += slopes;
+        }
+        i += CUBE_DIM;
     }
-    let lost = deviation / count;
-    squares = centered_squares(squares, lost, count);
+    row_sums(&mut sums, scratch, comptime!(form.sums()), false);
+    let lost = sums[0] / count;
+    let squares = centered_squares(sums[1], lost, count);
     stats[0] = mean;
     stats[1] = lost;
     stats[2] = 1.0f32 / (squares / count + eps).sqrt();
     stats[3] = squares;
+    if comptime!(form.backward) {
+        stats[4] = sums[2] - lost * sums[3];
+        stats[5] = sums[3];
+    }
+}
+
+/// Elements of a chunk.
+#[cube]
+fn chunk_size(part: u32, extents: &Extents, width: u32) -> f32 {
+    let vectors = min((part + 1) * extents.chunk, extents.vectors) - part * extents.chunk;
+    vectors as f32 * width as f32
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -371,12 +396,14 @@ fn normalize_batch<F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(form.sums() * form.planes));
     let step = CUBE_DIM;
-    let part = (CUBE_POS % extents.chunks as usize) as u32;
-    let channel = (CUBE_POS / extents.chunks as usize) as u32;
+    let position = min(CUBE_POS, extents.cubes as usize - 1);
+    let part = (position % extents.chunks as usize) as u32;
+    let channel = (position / extents.chunks as usize) as u32;
+    let mut stats = Array::<f32>::new(4usize);
+    put_together(moments, &mut stats, &mut scratch, channel, &extents, N::value() as u32, eps, form);
     if CUBE_POS < extents.cubes as usize {
-        let mut stats = Array::<f32>::new(4usize);
-        put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps, form);
         let c = channel as usize;
         if part == 0 && UNIT_POS == 0 {
             let count = extents.vectors as f32 * N::value() as f32;

@@ -38,20 +38,16 @@ pub(super) fn channel_gradients<F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(form.sums() * form.planes));
     let step = CUBE_DIM;
-    let part = (CUBE_POS % extents.chunks as usize) as u32;
-    let channel = (CUBE_POS / extents.chunks as usize) as u32;
+    let position = min(CUBE_POS, extents.cubes as usize - 1);
+    let part = (position % extents.chunks as usize) as u32;
+    let channel = (position / extents.chunks as usize) as u32;
+    let mut stats = Array::<f32>::new(6usize);
+    put_together(moments, &mut stats, &mut scratch, channel, &extents, N::value() as u32, eps, form);
     if CUBE_POS < extents.cubes as usize {
-        let mut stats = Array::<f32>::new(4usize);
-        put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps, form);
-        let mut scaled = 0.0f32;
-        let mut plain = 0.0f32;
-        for i in 0..extents.chunks {
-            let at = comptime!(form.moments()) * (channel as usize * extents.chunks as usize + i as usize);
-            scaled += moments[at + 3] + ((moments[at] - stats[0]) - stats[1]) * moments[at + 4];
-            plain += moments[at + 4];
-        }
-        scaled *= stats[2];
+        let scaled = stats[4] * stats[2];
+        let plain = stats[5];
         if part == 0 && UNIT_POS == 0 {
             dweight[channel as usize] = F::cast_from(scaled);
             dbias[channel as usize] = F::cast_from(plain);
