@@ -15,15 +15,13 @@ use cubecl::server::Handle;
 struct ChannelParams {
     /// Units of a cube.
     units: usize,
-    /// Least vectors of a chunk for each of its units.
-    unit_vectors: usize,
     /// Cubes for each multiprocessor.
     cubes: usize,
     /// Most chunks of a channel: every unit reads the moments of all.
     chunks: usize,
 }
 
-const PARAMS: ChannelParams = ChannelParams { units: 256, unit_vectors: 4, cubes: 8, chunks: 64 };
+const PARAMS: ChannelParams = ChannelParams { units: 256, cubes: 8, chunks: 64 };
 
 /// Vectors that a unit loads at once.
 pub(super) const BATCH: usize = 4;
@@ -33,6 +31,8 @@ pub(super) struct Form {
     pub(super) weight: bool,
     bias: bool,
     pub(super) backward: bool,
+    /// Units hold their elements of a chunk in registers.
+    held: bool,
     units: usize,
     pub(super) planes: usize,
 }
@@ -103,10 +103,16 @@ pub(super) fn batch_norm(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs:
     }
     let units = PARAMS.units.min(gpu.max_units as usize);
     let wanted = (gpu.processors as usize * PARAMS.cubes).div_ceil(channels).min(PARAMS.chunks);
-    let chunk = vectors.div_ceil(wanted).max(units * PARAMS.unit_vectors);
+    // A batch for each unit stays in registers between the two passes; only channels that would make too many chunks
+    // are read twice.
+    let mut chunk = units * BATCH;
+    let held = vectors.div_ceil(chunk) <= PARAMS.chunks;
+    if !held {
+        chunk = vectors.div_ceil(wanted);
+    }
     let chunks = vectors.div_ceil(chunk);
     let planes = (units / gpu.plane.0 as usize).max(1);
-    let form = Form { weight: op.weight, bias: op.bias, backward: op.kind == Kind::Backward, units, planes };
+    let form = Form { weight: op.weight, bias: op.bias, backward: op.kind == Kind::Backward, held, units, planes };
     let extents = Extents {
         cubes: (channels * chunks) as u32,
         channels: channels as u32,
@@ -332,8 +338,9 @@ fn channel_moments<F: Float, N: Size>(
     let mut sums = Array::<f32>::new(comptime!(form.sums()));
     sums[0] = 0.0f32;
     let mut e = first;
+    let mut values = Array::<Vector<f32, N>>::new(BATCH);
     while e < end {
-        let values = load_batch::<F, N>(x, e, step, end, channel, &extents);
+        values = load_batch::<F, N>(x, e, step, end, channel, &extents);
         #[unroll]
         for i in 0..BATCH {
             if e + (i as u32) * step < end {
@@ -350,7 +357,9 @@ fn channel_moments<F: Float, N: Size>(
     }
     e = first;
     while e < end {
-        let values = load_batch::<F, N>(x, e, step, end, channel, &extents);
+        if comptime!(!form.held) {
+            values = load_batch::<F, N>(x, e, step, end, channel, &extents);
+        }
         if comptime!(form.backward) {
             let slopes = load_batch::<F, N>(grad, e, step, end, channel, &extents);
             add_products::<N>(&mut sums, &slopes, &values, mean, end - e, step);

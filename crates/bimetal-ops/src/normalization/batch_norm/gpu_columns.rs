@@ -38,6 +38,8 @@ struct Form {
     weight: bool,
     bias: bool,
     backward: bool,
+    /// Units hold their elements of a chunk in registers.
+    held: bool,
     lanes: usize,
     units: usize,
 }
@@ -92,10 +94,12 @@ pub(super) fn columns(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs: &m
     let lanes = PARAMS.lanes.min(units);
     let tiles = channels.div_ceil(lanes);
     let wanted = (gpu.processors as usize * PARAMS.cubes).div_ceil(tiles).min(PARAMS.chunks);
-    // Whole batches for every unit.
-    let chunk = samples.div_ceil(wanted).next_multiple_of(units / lanes * BATCH);
+    // A batch for each unit stays in registers between the two passes.
+    let batch = units / lanes * BATCH;
+    let held = samples.div_ceil(batch) <= PARAMS.chunks;
+    let chunk = if held { batch } else { samples.div_ceil(wanted).next_multiple_of(batch) };
     let chunks = samples.div_ceil(chunk);
-    let form = Form { weight: op.weight, bias: op.bias, backward: op.kind == Kind::Backward, lanes, units };
+    let form = Form { weight: op.weight, bias: op.bias, backward: op.kind == Kind::Backward, held, lanes, units };
     let extents = Extents { channels, samples, chunk, chunks, tiles };
     let job = Job { op, gpu, x, extents, width, form, elem: gpu.elem(x.dtype())? };
     match op.kind {

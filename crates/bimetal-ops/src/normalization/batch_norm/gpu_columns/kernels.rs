@@ -62,8 +62,9 @@ pub(super) fn column_moments<F: Float, N: Size>(
     let mut sums = Array::<Vector<f32, N>>::new(comptime!(form.sums()));
     sums[0] = Vector::new(0.0f32);
     let mut row = first;
+    let mut values = Array::<Vector<f32, N>>::new(BATCH);
     while row < end {
-        let values = load_batch::<F, N>(x, row, step, end, channel, extents.channels);
+        values = load_batch::<F, N>(x, row, step, end, channel, extents.channels);
         #[unroll]
         for i in 0..BATCH {
             if row + i * step < end {
@@ -80,7 +81,9 @@ pub(super) fn column_moments<F: Float, N: Size>(
     }
     row = first;
     while row < end {
-        let values = load_batch::<F, N>(x, row, step, end, channel, extents.channels);
+        if comptime!(!form.held) {
+            values = load_batch::<F, N>(x, row, step, end, channel, extents.channels);
+        }
         if comptime!(form.backward) {
             let slopes = load_batch::<F, N>(grad, row, step, end, channel, extents.channels);
             #[unroll]
