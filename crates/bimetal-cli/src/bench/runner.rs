@@ -108,6 +108,7 @@ fn time(
     row: &mut Row,
 ) -> Result<Vec<f64>, String> {
     let device = roof.info.device;
+    let gpu = Gpu::get(device).ok().filter(|gpu| gpu.reset_peak_memory().is_ok());
     let mut runner = Runner::new(unit.case.op.as_ref(), &ready.inputs, device, sets(roof, cost)).map_err(text)?;
     runner.warm_up().map_err(text)?;
     row.cached = cost.bytes * runner.sets() as u64 <= roof.rates.cache_bytes;
@@ -126,6 +127,7 @@ fn time(
         }
     }
     row.calls = runner.calls();
+    row.peak_bytes = gpu.and_then(|gpu| gpu.memory_report().ok()).map(|report| report.peak);
     let (inputs, outputs) = runner.latest();
     let right = judge(&unit.case, inputs, outputs, &ready.expected, row)?;
     for job in jobs {
