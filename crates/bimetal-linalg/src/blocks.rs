@@ -61,11 +61,15 @@ pub(crate) fn elems(gpu: &Gpu, dtype: DType) -> Result<[ElemType; 2]> {
 /// Whether a value is infinite or NaN, by its bits where a compiler may assume that none is.
 #[cube]
 pub(crate) fn not_finite<A: Float>(x: A, #[comptime] double: bool) -> bool {
+    let mut small = x;
     if comptime!(double) {
-        x - x != A::new(0.0)
-    } else {
-        (u32::reinterpret(f32::cast_from(x)) & 0x7fff_ffffu32) >= 0x7f80_0000u32
+        // The largest f64 becomes an f32; NaN and infinity stay what they are.
+        #[unroll]
+        for _ in 0..9 {
+            small = small * A::new(1e-30);
+        }
     }
+    (u32::reinterpret(f32::cast_from(small)) & 0x7fff_ffffu32) >= 0x7f80_0000u32
 }
 
 impl<'a> Work<'a> {
@@ -239,6 +243,7 @@ impl<'a> Work<'a> {
                 [a.column == 1, b.column == 1, c.column == 1],
                 lower,
                 matrix.is_none(),
+                self.double(),
                 self.gpu.elem(self.dtype)?,
             );
         }
@@ -524,12 +529,14 @@ fn update_tiles<A: Float>(
     #[comptime] along: [bool; 3],
     #[comptime] lower: bool,
     #[comptime] same: bool,
+    #[comptime] double: bool,
     #[define(A)] _elem: ElemType,
 ) {
     let per_unit = comptime!(TILE / SIDE);
-    let padded = comptime!(TILE + 1);
-    let mut left = Shared::<[A]>::new_slice(comptime!(BLOCK * (TILE + 1)));
-    let mut right = Shared::<[A]>::new_slice(comptime!(BLOCK * (TILE + 1)));
+    // A row one longer than the tile spreads columns over the banks; in f64 there is no room for it.
+    let padded = comptime!(if double { TILE } else { TILE + 1 });
+    let mut left = Shared::<[A]>::new_slice(comptime!(BLOCK * if double { TILE } else { TILE + 1 }));
+    let mut right = Shared::<[A]>::new_slice(comptime!(BLOCK * if double { TILE } else { TILE + 1 }));
     let (m, n, k) = (m as usize, n as usize, k as usize);
     let down = m.div_ceil(comptime!(TILE));
     let across = n.div_ceil(comptime!(TILE));

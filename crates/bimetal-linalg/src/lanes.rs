@@ -9,7 +9,7 @@ use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::{cholesky::llt, lu::partial_pivoting, triangular_solve};
 use faer::{Accum, Auto, MatMut, MatRef, Par, Spec};
 use half::{bf16, f16};
-use std::ops::{Add, Div, Mul, Neg, Sub};
+use std::ops::{Add, Div, Mul, Neg, Range, Sub};
 
 /// The dtypes of factorisations.
 pub(crate) const DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::F64];
@@ -344,41 +344,107 @@ pub(crate) fn threads_within(count: usize, n: usize) -> usize {
 /// The order from which faer's factorisations gain by threads.
 const LARGE: usize = 512;
 
-/// Interleaves the elements of up to a vector of matrices of `size` elements, from matrix `first` on: element `e` of lane
-/// `l` goes to `e·lanes + l`. Lanes past the last matrix repeat it. `keep` says which elements count; the others become 0.
-/// Bit `l` of the answer is set if that matrix has an element that counts and is not finite.
-#[inline(always)]
-pub(crate) fn gather<E: Entry>(
-    from: &[E],
-    [first, size, lanes]: [usize; 3],
-    to: &mut [E::Real],
-    keep: impl Fn(usize) -> bool,
-) -> u32 {
-    let matrices = from.len() / size;
-    let mut bad = 0;
-    for lane in 0..lanes {
-        let matrix = &from[(first + lane).min(matrices - 1) * size..][..size];
-        let mut sound = true;
-        for (e, x) in matrix.iter().enumerate() {
-            let x = if keep(e) { x.real() } else { E::Real::default() };
-            sound &= x.finite();
-            to[e * lanes + lane] = x;
-        }
-        bad |= u32::from(!sound) << lane;
-    }
-    bad
+/// Which elements of a row-major matrix count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    All,
+    Lower,
+    Upper,
 }
 
-/// The reverse of [`gather`] for the matrices that exist; NaN for those whose bit in `failed` is set.
+impl Part {
+    /// The columns of row `i` that count.
+    #[inline(always)]
+    pub(crate) fn columns(self, i: usize, n: usize) -> Range<usize> {
+        match self {
+            Self::All => 0..n,
+            Self::Lower => 0..(i + 1).min(n),
+            Self::Upper => i.min(n)..n,
+        }
+    }
+}
+
+/// Interleaves the elements of up to a vector of `m`×`n` matrices, from matrix `first` on: element `e` of lane `l` goes to
+/// `e·lanes + l`. Lanes past the last matrix repeat it. Elements that do not count are left alone. Bit `l` of the answer is
+/// set if that matrix has an element that counts and is not finite.
 #[inline(always)]
-pub(crate) fn scatter<E: Entry>(from: &[E::Real], [size, lanes]: [usize; 2], to: &mut [E], failed: u32) {
-    for (lane, matrix) in to.chunks_exact_mut(size.max(1)).take(lanes).enumerate() {
+pub(crate) fn gather<S: Simd, E: Entry>(
+    from: &[E],
+    first: usize,
+    [m, n]: [usize; 2],
+    to: &mut [E::Real],
+    part: Part,
+) -> u32 {
+    let (size, lanes) = (m * n, E::Real::lanes::<S>());
+    let last = from.len() / size - 1;
+    let starts: [usize; MAX_LANES] = std::array::from_fn(|lane| (first + lane).min(last) * size);
+    // Zero times what is not finite is NaN, and stays.
+    let mut zeros = [E::Real::default(); MAX_LANES];
+    for i in 0..m {
+        let columns = part.columns(i, n);
+        // A cache line of each matrix at a time: matrices a power of two apart share few lines of a cache.
+        for start in columns.clone().step_by(LINE) {
+            let end = (start + LINE).min(columns.end);
+            for lane in 0..lanes {
+                for j in start..end {
+                    let e = i * n + j;
+                    // SAFETY: the start is that of a matrix of `size` elements, and there are as many vectors.
+                    unsafe {
+                        let x = from.get_unchecked(starts[lane] + e).real();
+                        *to.get_unchecked_mut(e * lanes + lane) = x;
+                        zeros[lane] = zeros[lane] + (x - x);
+                    }
+                }
+            }
+        }
+    }
+    (0..lanes).fold(0, |bad, lane| bad | u32::from(!zeros[lane].finite()) << lane)
+}
+
+/// The reverse of [`gather`] for the matrices that exist, with zeros for what does not count; NaN for those whose bit in
+/// `failed` is set.
+#[inline(always)]
+pub(crate) fn scatter<S: Simd, E: Entry>(from: &[E::Real], [m, n]: [usize; 2], to: &mut [E], part: Part, failed: u32) {
+    let (size, lanes) = (m * n, E::Real::lanes::<S>());
+    let zero = E::of(E::Real::default());
+    for i in 0..m {
+        let columns = part.columns(i, n);
+        for start in (0..n).step_by(LINE) {
+            for (lane, matrix) in to.chunks_exact_mut(size).take(lanes).enumerate() {
+                for j in start..(start + LINE).min(n) {
+                    let e = i * n + j;
+                    // SAFETY: there are `size` vectors, and as many elements of the matrix.
+                    unsafe {
+                        let x = E::of(*from.get_unchecked(e * lanes + lane));
+                        *matrix.get_unchecked_mut(e) = if columns.contains(&j) { x } else { zero };
+                    }
+                }
+            }
+        }
+    }
+    for (lane, matrix) in to.chunks_exact_mut(size).take(lanes).enumerate() {
         if failed >> lane & 1 == 1 {
             matrix.fill(E::of(E::Real::NAN));
-            continue;
         }
-        for (e, x) in matrix.iter_mut().enumerate() {
-            *x = E::of(from[e * lanes + lane]);
+    }
+}
+
+/// Elements of a matrix that are moved together: a cache line of f32.
+const LINE: usize = 16;
+
+/// Rows and columns that are transposed together, so that both sides stay in the first cache.
+const TILE: usize = 32;
+
+/// Visits the elements (i, j) of an `m`×`n` matrix by tiles.
+#[inline(always)]
+pub(crate) fn by_tiles([m, n]: [usize; 2], mut f: impl FnMut(usize, usize)) {
+    for i in (0..m).step_by(TILE) {
+        for j in (0..n).step_by(TILE) {
+            for i in i..(i + TILE).min(m) {
+                for j in j..(j + TILE).min(n) {
+                    f(i, j);
+                }
+            }
         }
     }
 }

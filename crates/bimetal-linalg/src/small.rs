@@ -53,7 +53,13 @@ pub(crate) fn substitute(
         return Ok(false);
     }
     let chunks = k.div_ceil(columns).max(1);
-    let units = if n * columns <= 64 { 32 } else if n * columns <= 1024 { 64 } else { 256 };
+    let units = if n * columns <= 64 {
+        32
+    } else if n * columns <= 1024 {
+        64
+    } else {
+        256
+    };
     let elems = elems(gpu, b.dtype())?;
     // SAFETY: the places are those of `count` systems in the buffers.
     unsafe {

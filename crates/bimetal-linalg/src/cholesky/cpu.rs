@@ -1,6 +1,6 @@
 //! Cholesky on the CPU: batches of small matrices with a matrix in each lane, large ones by faer.
 
-use crate::lanes::{Entry, Mat, MatTo, Real, each_float, gather, grain, scatter, threads_within};
+use crate::lanes::{Entry, Mat, MatTo, Part, Real, by_tiles, each_float, gather, grain, scatter, threads_within};
 use crate::status::NOT_FINITE;
 use crate::system::System;
 use bimetal_core::cpu::parallel::{self, Shared};
@@ -37,7 +37,8 @@ fn factor<E: Entry>(upper: bool, [count, n]: [usize; 2], a: &[E], l: &mut [E], s
             unsafe { (factors.slice(range.start * size..range.end * size), statuses.slice(range.clone())) };
         let a = &a[range.start * size..range.end * size];
         if small {
-            dispatch(Interleaved { n, upper, a, l, status });
+            // A closure would not be compiled with the level's instructions: the memory comes from outside.
+            E::Real::scratch(size * MAX_LANES, |work| dispatch(Interleaved { n, upper, a, l, status, work }));
         } else {
             let threads = threads_within(count, n);
             E::Real::scratch(size, |work| {
@@ -53,12 +54,21 @@ fn factor<E: Entry>(upper: bool, [count, n]: [usize; 2], a: &[E], l: &mut [E], s
 /// Factors a matrix by faer, which likes columns: our rows of the upper triangle are its columns of the lower one.
 fn one<E: Entry>(n: usize, upper: bool, a: &[E], l: &mut [E], work: &mut [E::Real], threads: usize) -> i32 {
     let mut sound = true;
-    for i in 0..n {
-        for j in 0..=i {
-            let x = if upper { a[j * n + i] } else { a[i * n + j] }.real();
-            sound &= x.finite();
-            work[j * n + i] = x;
+    if upper {
+        for (i, (to, from)) in work.chunks_exact_mut(n).zip(a.chunks_exact(n)).enumerate() {
+            for (to, from) in to[i..].iter_mut().zip(&from[i..]) {
+                *to = from.real();
+                sound &= to.finite();
+            }
         }
+    } else {
+        by_tiles([n, n], |i, j| {
+            if j <= i {
+                let x = a[i * n + j].real();
+                sound &= x.finite();
+                work[j * n + i] = x;
+            }
+        });
     }
     let found = if sound { E::Real::cholesky(n, work, threads) } else { Ok(()) };
     match found {
@@ -71,23 +81,22 @@ fn one<E: Entry>(n: usize, upper: bool, a: &[E], l: &mut [E], work: &mut [E::Rea
             order as i32
         }
         Ok(()) => {
-            for i in 0..n {
-                for j in 0..n {
-                    let (row, column) = if upper { (j, i) } else { (i, j) };
-                    l[i * n + j] = E::of(if column <= row { work[column * n + row] } else { E::Real::default() });
-                }
-            }
+            by_tiles([n, n], |i, j| {
+                let (row, column) = if upper { (j, i) } else { (i, j) };
+                l[i * n + j] = E::of(if column <= row { work[column * n + row] } else { E::Real::default() });
+            });
             0
         }
     }
 }
 
-struct Interleaved<'a, E> {
+struct Interleaved<'a, E: Entry> {
     n: usize,
     upper: bool,
     a: &'a [E],
     l: &'a mut [E],
     status: &'a mut [i32],
+    work: &'a mut [E::Real],
 }
 
 impl<E: Entry> Kernel for Interleaved<'_, E> {
@@ -95,13 +104,12 @@ impl<E: Entry> Kernel for Interleaved<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { n, upper, a, l, status } = self;
+        let Self { n, upper, a, l, status, work } = self;
         let (size, lanes) = (n * n, E::Real::lanes::<S>());
-        E::Real::scratch(size * lanes, |work| {
             for first in (0..status.len()).step_by(lanes) {
                 let group = lanes.min(status.len() - first);
-                let keep = |e: usize| if upper { e % n >= e / n } else { e % n <= e / n };
-                let bad = gather(a, [first, size, lanes], work, keep);
+                let part = if upper { Part::Upper } else { Part::Lower };
+                let bad = gather::<S, E>(a, first, [n, n], work, part);
                 let mut orders = [0i32; MAX_LANES];
                 // Element (i, j) of the lower triangle is at i·n + j, or for an upper one at j·n + i.
                 let strides = if upper { [lanes, n * lanes] } else { [n * lanes, lanes] };
@@ -113,9 +121,8 @@ impl<E: Entry> Kernel for Interleaved<'_, E> {
                     status[first + lane] = if sound { orders[lane] } else { NOT_FINITE };
                     failed |= u32::from(orders[lane] != 0) << lane;
                 }
-                scatter(work, [size, lanes], &mut l[first * size..(first + group) * size], failed);
+                scatter::<S, E>(work, [n, n], &mut l[first * size..(first + group) * size], part, failed);
             }
-        });
     }
 }
 
