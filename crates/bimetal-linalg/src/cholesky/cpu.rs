@@ -29,7 +29,7 @@ pub(super) fn cholesky(upper: bool, [count, n]: [usize; 2], a: &Tensor, outputs:
 fn factor<E: Entry>(upper: bool, [count, n]: [usize; 2], a: &[E], l: &mut [E], status: &mut [i32]) {
     let size = n * n;
     let (factors, statuses) = (Shared::new(l), Shared::new(status));
-    let small = n <= SMALL && count > 1;
+    let small = n <= SMALL;
     let flops = n * n * n / if small { 24 } else { 6 };
     parallel::ranges(count, grain(flops, if small { MAX_LANES } else { 1 }), |range| {
         // SAFETY: the ranges are disjoint, and so are the outputs of their matrices.
