@@ -55,7 +55,8 @@ pub(super) fn run(
     let room = room(columns).unwrap_or(0);
     let largest = m.max(n);
     let units = TEAMS.iter().find(|(most, _)| largest <= *most).map_or(UNITS[1], |(_, units)| *units);
-    let teams = (UNITS[0] / units).max(1);
+    let available = (gpu.shared_memory.saturating_sub(reserved()) / dtype.size() / room.max(1)).max(1);
+    let teams = (UNITS[0] / units).max(1).min(1 << available.ilog2());
     let chunks = sides.div_ceil(columns.max(1)).max(1);
     let elems = elems(gpu, inputs[0].dtype())?;
     let form = Form { kind, columns, room, teams, double: dtype == DType::F64 };
@@ -98,11 +99,15 @@ pub(super) fn run(
     Ok(())
 }
 
+/// Bytes of shared memory for the search of all teams, their flags, and what a compiler may add.
+fn reserved() -> usize {
+    UNITS[0] / TEAMS[0].1 * (SEARCH * 12 + 4) + 256
+}
+
 /// Elements of shared memory, by powers of two so that few kernels are compiled, for `m` odd rows of at least `n` columns;
 /// none if a cube has less beside the scratch of the search.
 fn fits_rectangle(gpu: &Gpu, dtype: DType, m: usize, n: usize) -> Option<usize> {
-    let reserved = 2048 + 4 * m + 4 * SEARCH * 2 * 4;
-    let most = gpu.shared_memory.saturating_sub(reserved) / dtype.size();
+    let most = gpu.shared_memory.saturating_sub(reserved()) / dtype.size();
     let needed = m.checked_mul(n | 1)?.max(1);
     let rounded = needed.next_power_of_two().max(64);
     let rounded = if rounded <= most { rounded } else { most };
@@ -302,14 +307,14 @@ fn lu_in_shared_memory<I: Float, A: Float>(
                     }
                     product = unscaled::<A>(&state);
                 } else {
-                    let mut log = A::new(0.0);
+                    let mut state = Array::<A>::new(2usize);
+                    state[0] = sign;
+                    state[1] = A::new(0.0);
                     for k in 0..n {
-                        let u = memory[tile + k * row + k];
-                        let zero = u == A::new(0.0);
-                        product = select(zero, A::new(0.0), select(u < A::new(0.0), -product, product));
-                        log += select(zero, A::new(1.0), u.abs()).ln();
+                        scaled::<A>(&mut state, memory[tile + k * row + k]);
                     }
-                    let value = select(product == A::new(0.0), below.get::<A>(), log);
+                    product = signum::<A>(state[0]);
+                    let value = select(product == A::new(0.0), below.get::<A>(), logarithm::<A>(&state, form.double));
                     second[matrix] = I::cast_from(select(info < 0i32, nan.get::<A>(), value));
                 }
                 out[matrix] = I::cast_from(select(info < 0i32, nan.get::<A>(), product));
@@ -338,6 +343,48 @@ pub(super) fn scaled<A: Float>(state: &mut Array<A>, factor: A) {
     }
     state[0] = value;
 }
+
+/// −1, 0 or 1.
+#[cube]
+pub(super) fn signum<A: Float>(x: A) -> A {
+    select(x > A::new(0.0), A::new(1.0), select(x < A::new(0.0), A::new(-1.0), A::new(0.0)))
+}
+
+/// The logarithm of the magnitude of the product, if it is not 0. In f64, which shading languages have no logarithm of, by
+/// the series of ln((1 + s)/(1 − s)).
+#[cube]
+pub(super) fn logarithm<A: Float>(state: &Array<A>, #[comptime] double: bool) -> A {
+    let zero = state[0] == A::new(0.0);
+    let mut value = select(zero, A::new(1.0), state[0].abs());
+    // 40·ln 2 in parts of 24 bits.
+    let mut log = state[1] * A::new(27.725_887);
+    if comptime!(double) {
+        log += state[1] * (A::new(LN_SECOND) + A::new(LN_THIRD));
+        let mut power = A::new(0.0);
+        for _ in 0..41u32 {
+            let (large, small) = (value > A::new(1.5), value < A::new(0.75));
+            value = value * select(large, A::new(0.5), select(small, A::new(2.0), A::new(1.0)));
+            power += select(large, A::new(1.0), select(small, A::new(-1.0), A::new(0.0)));
+        }
+        log += power * (A::new(27.725_887) + A::new(LN_SECOND) + A::new(LN_THIRD)) / A::new(40.0);
+        let s = (value - A::new(1.0)) / (value + A::new(1.0));
+        let square = s * s;
+        let mut sum = A::new(0.0);
+        #[unroll]
+        for i in 0..16 {
+            let divisor = comptime!((31 - 2 * i) as f32);
+            sum = sum * square + A::new(1.0) / A::new(divisor);
+        }
+        log += A::new(2.0) * s * sum;
+    } else {
+        log += value.ln();
+    }
+    log
+}
+
+/// What 40·ln 2 exceeds its f32 by, and what that leaves.
+const LN_SECOND: f32 = -7.61861685e-08;
+const LN_THIRD: f32 = -3.51327328e-15;
 
 /// The product itself.
 #[cube]

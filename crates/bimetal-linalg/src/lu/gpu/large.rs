@@ -2,7 +2,7 @@
 
 use super::super::Kind;
 use super::super::cpu::Extents;
-use super::{scaled, unscaled};
+use super::{logarithm, scaled, signum, unscaled};
 use crate::blocks::{BLOCK, Place, Work};
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
@@ -212,6 +212,7 @@ fn determinants(
             InputScalar::new(f64::NAN, elems[1]),
             InputScalar::new(f64::NEG_INFINITY, elems[1]),
             kind == Kind::Slogdet,
+            work.double(),
             elems,
         );
     }
@@ -367,7 +368,8 @@ fn from_diagonals<I: Float, A: Float>(
     n: u32,
     nan: InputScalar,
     below: InputScalar,
-    #[comptime] logarithm: bool,
+    #[comptime] signed: bool,
+    #[comptime] double: bool,
     #[define(I, A)] _elems: [ElemType; 2],
 ) {
     let matrix = ABSOLUTE_POS;
@@ -379,15 +381,15 @@ fn from_diagonals<I: Float, A: Float>(
             product = select(exchanged, -product, product);
         }
         let found = status[matrix];
-        if comptime!(logarithm) {
-            let mut log = A::new(0.0);
+        if comptime!(signed) {
+            let mut state = Array::<A>::new(2usize);
+            state[0] = product;
+            state[1] = A::new(0.0);
             for k in 0..n {
-                let u = w[matrix * n * n + k * (n + 1)];
-                let zero = u == A::new(0.0);
-                product = select(zero, A::new(0.0), select(u < A::new(0.0), -product, product));
-                log += select(zero, A::new(1.0), u.abs()).ln();
+                scaled::<A>(&mut state, w[matrix * n * n + k * (n + 1)]);
             }
-            let value = select(product == A::new(0.0), below.get::<A>(), log);
+            product = signum::<A>(state[0]);
+            let value = select(product == A::new(0.0), below.get::<A>(), logarithm::<A>(&state, double));
             second[matrix] = I::cast_from(select(found < 0i32, nan.get::<A>(), value));
         } else {
             let mut state = Array::<A>::new(2usize);
