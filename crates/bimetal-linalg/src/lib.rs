@@ -1,8 +1,10 @@
-//! Linear algebra: products of matrices and vectors.
+//! Linear algebra: products, factorisations and solvers.
 
-#[allow(dead_code)]
+mod blocks;
+mod lanes;
 mod ratio;
-#[allow(dead_code)]
+mod small;
 mod status;
+mod system;
 
-bimetal_core::domain!(pub "linalg": matmul);
+bimetal_core::domain!(pub "linalg": matmul, cholesky, lu);
