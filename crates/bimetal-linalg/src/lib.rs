@@ -1,8 +1,8 @@
-//! Linear algebra: products of matrices and vectors.
+//! Linear algebra: products of matrices and vectors, factorisations.
 
-#[allow(dead_code)]
+
 mod ratio;
-#[allow(dead_code)]
+
 mod status;
 
-bimetal_core::domain!(pub "linalg": matmul);
+bimetal_core::domain!(pub "linalg": matmul, qr);
