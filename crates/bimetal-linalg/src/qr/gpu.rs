@@ -1,11 +1,13 @@
 //! QR on the GPU: one launch for matrices whose columns fit into registers.
 
+mod blocked;
 mod columns;
+mod panels;
 
 use self::columns::{Layout, factor_columns};
 use super::{Dims, Form};
 use bimetal_core::gpu::kernel::address_type;
-use bimetal_core::{DType, Error, Gpu, Result, Tensor};
+use bimetal_core::{DType, Gpu, Result, Tensor};
 use cubecl::prelude::*;
 
 /// How matrices are given to units.
@@ -19,10 +21,10 @@ struct Params {
     shared_units: usize,
 }
 
-const PARAMS: Params = Params { rows: 128, registers: 60_000, other: 48, shared_units: 128 };
+const PARAMS: Params = Params { rows: 64, registers: 60_000, other: 48, shared_units: 128 };
 
 /// Rows for which there is code.
-const ROWS: [usize; 8] = [8, 16, 24, 32, 48, 64, 96, 128];
+const ROWS: [usize; 6] = [8, 16, 24, 32, 48, 64];
 
 pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
     if dims.batch == 0 {
@@ -30,7 +32,7 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
     }
     match layout(gpu, form, dims, a.dtype()) {
         Some((layout, span)) => in_registers(gpu, form, dims, a, outputs, layout, span),
-        None => Err(Error::argument("qr", "a", "todo")),
+        None => blocked::factor(gpu, form, dims, a, outputs),
     }
 }
 
@@ -51,8 +53,9 @@ fn layout(gpu: &Gpu, form: Form, dims: &Dims, dtype: DType) -> Option<(Layout, u
         slots /= 2;
     }
     let chunk = if rows % 16 == 0 { 16 } else { 8 };
-    let block = if rows % 16 == 0 && rows > 64 { 16 } else { 8 };
-    Some((Layout { rows, block, slots, chunk, explicit, double }, span))
+    let block = if rows > 32 && rows % 16 == 0 { 16 } else { 8 };
+    let width = if double { 2 } else { 4 };
+    Some((Layout { rows, block, width, slots, chunk, explicit, double }, span))
 }
 
 fn in_registers(
@@ -74,6 +77,7 @@ fn in_registers(
             gpu.cubes(batch.div_ceil(layout.slots)),
             CubeDim::new_1d((span * layout.slots) as u32),
             address_type(largest),
+            layout.width,
             a.gpu_arg()?,
             outputs[0].gpu_arg()?,
             outputs[1].gpu_arg()?,

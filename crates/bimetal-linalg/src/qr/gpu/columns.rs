@@ -14,6 +14,8 @@ pub struct Layout {
     pub rows: usize,
     /// Reflectors that share their code: it skips the rows above them.
     pub block: usize,
+    /// Rows in a vector.
+    pub width: usize,
     /// Matrices of a cube.
     pub slots: usize,
     /// Rows of Qᵀ that are staged to be stored together.
@@ -24,25 +26,32 @@ pub struct Layout {
     pub double: bool,
 }
 
-/// The power of two that brings `x` between 1 and 2, within what has a reciprocal.
+/// The leading 32 bits of `|x|`, which order as magnitudes do: compilers of shading languages may assume that all values are
+/// finite, so comparisons of values do not find those that are not.
 #[cube]
-pub fn normalizer<A: Float>(x: A, #[comptime] double: bool) -> A {
+pub fn magnitude_bits<A: Float>(x: A, #[comptime] double: bool) -> u32 {
     if comptime!(double) {
-        let exponent = (u64::reinterpret(x) >> 52u64) & 0x7ffu64;
-        A::reinterpret(clamp(2046u64 - exponent, 1u64, 2045u64) << 52u64)
+        u32::cast_from(u64::reinterpret(x) >> 32u64) & 0x7fff_ffffu32
     } else {
-        let exponent = (u32::reinterpret(x) >> 23u32) & 0xffu32;
-        A::reinterpret(clamp(254u32 - exponent, 1u32, 253u32) << 23u32)
+        u32::reinterpret(x) & 0x7fff_ffffu32
     }
 }
 
-/// Whether `x` is neither NaN nor infinite, by its bits: compilers of shading languages may assume that all values are.
+/// Whether a number of these leading bits is neither NaN nor infinite.
 #[cube]
-pub fn is_finite<A: Float>(x: A, #[comptime] double: bool) -> bool {
+pub fn is_finite(bits: u32, #[comptime] double: bool) -> bool {
+    bits < comptime!(if double { 0x7ff0_0000u32 } else { 0x7f80_0000u32 })
+}
+
+/// The power of two that brings a number of these leading bits between 1 and 2, within what has a reciprocal.
+#[cube]
+pub fn normalizer<A: Float>(bits: u32, #[comptime] double: bool) -> A {
     if comptime!(double) {
-        ((u64::reinterpret(x) >> 52u64) & 0x7ffu64) != 0x7ffu64
+        let exponent = clamp(2046u32 - min(bits >> 20u32, 2046u32), 1u32, 2045u32);
+        A::reinterpret(u64::cast_from(exponent) << 52u64)
     } else {
-        ((u32::reinterpret(x) >> 23u32) & 0xffu32) != 0xffu32
+        let exponent = clamp(254u32 - min(bits >> 23u32, 254u32), 1u32, 253u32);
+        A::reinterpret(exponent << 23u32)
     }
 }
 
@@ -81,7 +90,7 @@ struct Unit {
 ///
 /// Columns are scaled by powers of two, so that no sum overflows; where one underflows, the column's tail is scaled again.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub fn factor_columns<I: Float, A: Float>(
+pub fn factor_columns<I: Float, A: Float, N: Size>(
     a: &[I],
     first: &mut [I],
     second: &mut [I],
@@ -94,9 +103,10 @@ pub fn factor_columns<I: Float, A: Float>(
     #[comptime] layout: Layout,
     #[define(I, A)] _elems: [ElemType; 2],
 ) {
-    let rows = comptime!(layout.rows);
+    let vectors = comptime!(layout.rows / layout.width);
     let mut flags = Shared::<[u32]>::new_slice(layout.slots);
-    let mut shared = Shared::<[A]>::new_slice(comptime!(layout.slots * 2 * (rows + 1)));
+    let mut taus = Shared::<[A]>::new_slice(comptime!(layout.slots * 2));
+    let mut shared = Shared::<[Vector<A, N>]>::new_slice(comptime!(layout.slots * 2 * vectors));
     let slot = UNIT_POS / span;
     let c = UNIT_POS % span;
     let matrix = CUBE_POS * comptime!(layout.slots) + slot as usize;
@@ -106,30 +116,34 @@ pub fn factor_columns<I: Float, A: Float>(
         flags[slot as usize] = 0u32;
     }
     sync_cube();
-    let mut x = Array::<A>::new(rows);
+    let mut x = Array::<Vector<A, N>>::new(vectors);
     let start = matrix * (m * n) as usize + c as usize;
-    let mut largest = A::from_int(0);
-    let mut finite = true;
+    let mut largest = 0u32;
     #[unroll]
-    for i in 0..rows {
-        x[i] = A::from_int(0);
-        if active && (i as u32) < m {
-            if c < n {
-                x[i] = A::cast_from(a[start + i * n as usize]);
-                largest = max(largest, x[i].abs());
-                finite = finite && is_finite::<A>(x[i], layout.double);
-            } else if c - n == i as u32 {
-                x[i] = A::from_int(1);
+    for i in 0..vectors {
+        let mut value = Vector::<A, N>::new(A::from_int(0));
+        #[unroll]
+        for l in 0..layout.width {
+            let row = comptime!(i * layout.width + l);
+            if active && (row as u32) < m {
+                if c < n {
+                    let element = A::cast_from(a[start + row * n as usize]);
+                    value.insert(l, element);
+                    largest = max(largest, magnitude_bits::<A>(element, layout.double));
+                } else if c - n == row as u32 {
+                    value.insert(l, A::from_int(1));
+                }
             }
         }
+        x[i] = value;
     }
-    if !finite {
+    if !is_finite(largest, layout.double) {
         flags[slot as usize] = 1u32;
     }
     let scale = select(c < n, normalizer::<A>(largest, layout.double), A::from_int(1));
     #[unroll]
-    for i in 0..rows {
-        x[i] *= scale;
+    for i in 0..vectors {
+        x[i] *= Vector::new(scale);
     }
     sync_cube();
     let bad = flags[slot as usize] != 0u32;
@@ -138,76 +152,87 @@ pub fn factor_columns<I: Float, A: Float>(
     }
     let mut j = 0u32;
     #[unroll]
-    for block in 0..comptime!(rows / layout.block) {
+    for block in 0..comptime!(layout.rows / layout.block) {
         let from = comptime!(block * layout.block);
         let end = min(steps, comptime!((from + layout.block) as u32));
         while j < end {
-            let place = ((slot * 2u32 + j % 2u32) as usize) * comptime!(rows + 1);
+            let turn = (slot * 2u32 + j % 2u32) as usize;
             if c == j {
-                let tau = publish::<A>(&mut x, &mut shared, place, j, from, layout);
+                let tau = publish::<A, N>(&mut x, &mut shared, turn * vectors, j, from, layout);
+                taus[turn] = tau;
                 if comptime!(!layout.explicit) && active {
                     second[matrix * steps as usize + j as usize] =
                         I::cast_from(select(bad, not_a_number::<A>(), tau));
                 }
             }
             sync_cube();
-            reflect::<A>(&mut x, &shared, place, c > j, from, layout);
+            let tau = select(c > j, taus[turn], A::from_int(0));
+            reflect::<A, N>(&mut x, &shared, turn * vectors, tau, from, layout);
             j += 1u32;
         }
     }
-    let unscale = normalizer::<A>(scale, layout.double);
+    let unscale = normalizer::<A>(magnitude_bits::<A>(scale, layout.double), layout.double);
+    let unit = Unit { m, n, q_columns, span, slot, matrix, c, active, bad };
     if comptime!(layout.explicit) {
-        let unit = Unit { m, n, q_columns, span, slot, matrix, c, active, bad };
-        store_triangle::<I, A>(&x, second, &unit, unscale, layout);
-        store_transposed::<I, A>(&x, first, &unit, layout);
+        store_upper::<I, A, N>(&x, second, &unit, unscale, layout);
+        store_transposed::<I, A, N>(&x, first, &unit, layout);
     } else {
-        #[unroll]
-        for i in 0..rows {
-            if active && (i as u32) < m {
-                let value = select(i as u32 <= c, x[i] * unscale, x[i]);
-                first[start + i * n as usize] = I::cast_from(select(bad, not_a_number::<A>(), value));
-            }
-        }
+        store_upper::<I, A, N>(&x, first, &unit, unscale, layout);
     }
 }
 
-/// Makes the reflector of a unit's column, leaves its first rows and τ in shared memory and itself in the column.
+/// Makes the reflector of a unit's column, leaves its vector in shared memory and itself in the column; gives τ.
 #[cube]
-fn publish<A: Float>(
-    x: &mut Array<A>,
-    shared: &mut Shared<[A]>,
+fn publish<A: Float, N: Size>(
+    x: &mut Array<Vector<A, N>>,
+    shared: &mut Shared<[Vector<A, N>]>,
     place: usize,
     j: u32,
     #[comptime] from: usize,
     #[comptime] layout: Layout,
 ) -> A {
-    let rows = comptime!(layout.rows);
+    let width = comptime!(layout.width);
+    let (start, end) = (comptime!(from / layout.width), comptime!(layout.rows / layout.width));
     let zero = A::from_int(0);
     let mut head = zero;
-    let mut squares = zero;
+    let mut sums = Vector::<A, N>::new(zero);
     #[unroll]
-    for i in from..rows {
-        if comptime!(i < from + layout.block) {
-            head = select(i as u32 == j, x[i], head);
-            let tail = select(i as u32 > j, x[i], zero);
-            squares += tail * tail;
-        } else {
-            squares += x[i] * x[i];
+    for i in start..end {
+        let mut tail = x[i];
+        if comptime!(i * layout.width < from + layout.block) {
+            #[unroll]
+            for l in 0..width {
+                let row = comptime!((i * layout.width + l) as u32);
+                let element = x[i].extract(l);
+                head = select(row == j, element, head);
+                tail.insert(l, select(row > j, element, zero));
+            }
         }
+        sums += tail * tail;
     }
+    let mut squares = sum_of::<A, N>(sums);
     let mut scale = A::from_int(1);
     if squares + head * head < least_squares::<A>(layout.double) {
-        let mut largest = head.abs();
         #[unroll]
-        for i in from..rows {
-            largest = max(largest, select(i as u32 > j, x[i].abs(), zero));
+        for i in start..end {
+            shared[place + i] = x[i];
+        }
+        let mut largest = magnitude_bits::<A>(head, layout.double);
+        for i in start..end {
+            #[unroll]
+            for l in 0..width {
+                let bits = magnitude_bits::<A>(shared[place + i].extract(l), layout.double);
+                largest = max(largest, select((i * width + l) as u32 > j, bits, 0u32));
+            }
         }
         scale = normalizer::<A>(largest, layout.double);
         squares = zero;
-        #[unroll]
-        for i in from..rows {
-            let tail = select(i as u32 > j, x[i] * scale, zero);
-            squares += tail * tail;
+        for i in start..end {
+            #[unroll]
+            for l in 0..width {
+                let tail = select((i * width + l) as u32 > j, shared[place + i].extract(l) * scale, zero);
+                squares += tail * tail;
+            }
         }
     }
     let scaled = head * scale;
@@ -216,76 +241,92 @@ fn publish<A: Float>(
     let none = squares == zero;
     let tau = select(none, zero, (beta - scaled) / beta);
     let factor = select(none, zero, scale / (scaled - beta));
-    let diagonal = select(none, head, beta * normalizer::<A>(scale, layout.double));
+    let unscale = normalizer::<A>(magnitude_bits::<A>(scale, layout.double), layout.double);
+    let diagonal = select(none, head, beta * unscale);
     #[unroll]
-    for i in from..rows {
-        let tail = x[i] * factor;
-        if comptime!(i < from + layout.block) {
-            let row = i as u32;
-            shared[place + i] = select(row == j, A::from_int(1), select(row < j, zero, tail));
-            x[i] = select(row == j, diagonal, select(row < j, x[i], tail));
-        } else {
-            shared[place + i] = tail;
-            x[i] = tail;
+    for i in start..end {
+        let mut tail = x[i] * Vector::new(factor);
+        let mut own = tail;
+        if comptime!(i * layout.width < from + layout.block) {
+            #[unroll]
+            for l in 0..width {
+                let row = comptime!((i * layout.width + l) as u32);
+                let (before, after) = (x[i].extract(l), tail.extract(l));
+                own.insert(l, select(row == j, diagonal, select(row < j, before, after)));
+                tail.insert(l, select(row == j, A::from_int(1), select(row < j, zero, after)));
+            }
         }
+        shared[place + i] = tail;
+        x[i] = own;
     }
-    shared[place + rows] = tau;
     tau
 }
 
-/// Applies the reflector in shared memory to a unit's column, if `takes`.
+/// The sum of a vector's elements.
 #[cube]
-fn reflect<A: Float>(
-    x: &mut Array<A>,
-    shared: &Shared<[A]>,
+fn sum_of<A: Float, N: Size>(v: Vector<A, N>) -> A {
+    let mut sum = v.extract(0usize);
+    #[unroll]
+    for l in 1..v.vector_size() {
+        sum += v.extract(l);
+    }
+    sum
+}
+
+/// Applies `1 − τ·v·vᵀ` with the vector in shared memory to a unit's column.
+#[cube]
+fn reflect<A: Float, N: Size>(
+    x: &mut Array<Vector<A, N>>,
+    shared: &Shared<[Vector<A, N>]>,
     place: usize,
-    takes: bool,
+    tau: A,
     #[comptime] from: usize,
     #[comptime] layout: Layout,
 ) {
-    let rows = comptime!(layout.rows);
-    let mut sums = Array::<A>::new(4usize);
+    let (start, end) = (comptime!(from / layout.width), comptime!(layout.rows / layout.width));
+    let mut sums = Vector::<A, N>::new(A::from_int(0));
     #[unroll]
-    for i in 0..4 {
-        sums[i] = A::from_int(0);
+    for i in start..end {
+        sums += x[i] * shared[place + i];
     }
+    let weight = Vector::<A, N>::new(sum_of::<A, N>(sums) * tau);
     #[unroll]
-    for i in from..rows {
-        sums[comptime!(i % 4)] += x[i] * shared[place + i];
-    }
-    let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    let weight = select(takes, sum * shared[place + rows], A::from_int(0));
-    #[unroll]
-    for i in from..rows {
+    for i in start..end {
         x[i] -= weight * shared[place + i];
     }
 }
 
-/// Stores R: of column `c` what is on and above the diagonal.
+/// Stores a column of R, with zeros below the diagonal, or of the packed factors.
 #[cube]
-fn store_triangle<I: Float, A: Float>(
-    x: &Array<A>,
+fn store_upper<I: Float, A: Float, N: Size>(
+    x: &Array<Vector<A, N>>,
     out: &mut [I],
     unit: &Unit,
     unscale: A,
     #[comptime] layout: Layout,
 ) {
-    let n = unit.n;
-    let c = unit.c;
-    let start = unit.matrix * (unit.q_columns * n) as usize + c as usize;
+    let rows = if comptime!(layout.explicit) { unit.q_columns } else { unit.m };
+    let start = unit.matrix * (rows * unit.n) as usize + unit.c as usize;
+    let used = unit.active && unit.c < unit.n;
     #[unroll]
-    for i in 0..comptime!(layout.rows) {
-        if unit.active && c < n && (i as u32) < unit.q_columns {
-            let value = select(i as u32 <= c, x[i] * unscale, A::from_int(0));
-            out[start + i * n as usize] = I::cast_from(select(unit.bad, not_a_number::<A>(), value));
+    for i in 0..comptime!(layout.rows / layout.width) {
+        #[unroll]
+        for l in 0..layout.width {
+            let row = comptime!(i * layout.width + l);
+            if used && (row as u32) < rows {
+                let element = x[i].extract(l);
+                let below = if comptime!(layout.explicit) { A::from_int(0) } else { element };
+                let value = select(row as u32 <= unit.c, element * unscale, below);
+                out[start + row * unit.n as usize] = I::cast_from(select(unit.bad, not_a_number::<A>(), value));
+            }
         }
     }
 }
 
 /// Stores Q from the columns of Qᵀ, through shared memory so that neighbours store to neighbouring memory.
 #[cube]
-fn store_transposed<I: Float, A: Float>(
-    x: &Array<A>,
+fn store_transposed<I: Float, A: Float, N: Size>(
+    x: &Array<Vector<A, N>>,
     out: &mut [I],
     unit: &Unit,
     #[comptime] layout: Layout,
@@ -300,7 +341,9 @@ fn store_transposed<I: Float, A: Float>(
         if c >= unit.n {
             #[unroll]
             for i in 0..chunk {
-                tile[base + (c - unit.n) as usize * comptime!(chunk + 1) + i] = x[comptime!(piece * chunk + i)];
+                let row = comptime!(piece * chunk + i);
+                tile[base + (c - unit.n) as usize * comptime!(chunk + 1) + i] =
+                    x[comptime!(row / layout.width)].extract(comptime!(row % layout.width));
             }
         }
         sync_cube();
