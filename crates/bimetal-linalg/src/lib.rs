@@ -1,4 +1,4 @@
-//! Linear algebra: products, factorisations and solvers.
+//! Linear algebra: products, factorisations, solvers and decompositions.
 
 mod blocks;
 mod lanes;
@@ -7,4 +7,4 @@ mod small;
 mod status;
 mod system;
 
-bimetal_core::domain!(pub "linalg": matmul, cholesky, lu);
+bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, qr);
