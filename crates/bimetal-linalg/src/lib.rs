@@ -7,4 +7,4 @@ mod ratio;
 #[allow(dead_code)]
 mod status;
 
-bimetal_core::domain!(pub "linalg": matmul, eigh);
+bimetal_core::domain!(pub "linalg": matmul, eigh, svd);

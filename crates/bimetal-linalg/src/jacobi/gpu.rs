@@ -39,8 +39,6 @@ pub(crate) struct Request {
     pub upper: bool,
     /// The left (or eigen-) vectors and the right ones are wanted.
     pub vectors: bool,
-    /// Square matrices of singular vectors.
-    pub full: bool,
 }
 
 /// Where results go.
