@@ -1,10 +1,12 @@
 //! Linear algebra: products, factorisations, solvers and decompositions.
 
 mod blocks;
+mod dense;
+mod jacobi;
 mod lanes;
 mod ratio;
 mod small;
 mod status;
 mod system;
 
-bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, qr);
+bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, qr, eigh, svd);

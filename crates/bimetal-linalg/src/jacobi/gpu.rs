@@ -1,0 +1,525 @@
+//! Launches of the Jacobi kernels: a cube for each matrix if it fits in shared memory, else rounds of blocks of columns.
+
+mod blocks;
+mod complete;
+mod step;
+mod whole;
+
+use super::tolerance;
+use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
+use bimetal_core::{DType, Gpu, Result, Tensor};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use whole::Form;
+
+/// Tunables.
+struct Params {
+    /// Units of a cube at most.
+    units: usize,
+    /// Columns of a block where the memory of a cube allows.
+    block: usize,
+    /// Sweeps at most in one launch.
+    sweeps: usize,
+    /// Sweeps at most when every round is a launch.
+    launched_sweeps: usize,
+    /// A matrix that fits in a cube is nevertheless shared by several cubes from this many columns on, if the batch leaves
+    /// most processors idle.
+    shared_from: usize,
+}
+
+const PARAMS: Params = Params { units: 1024, block: 16, sweeps: 40, launched_sweeps: 20, shared_from: 160 };
+
+/// What to compute.
+#[derive(Clone, Copy)]
+pub(crate) struct Request {
+    /// Eigenvalues of a symmetric matrix, else singular values.
+    pub symmetric: bool,
+    /// Which triangle of a symmetric matrix is read.
+    pub upper: bool,
+    /// The left (or eigen-) vectors and the right ones are wanted.
+    pub vectors: bool,
+}
+
+/// Where results go.
+pub(crate) struct Targets<'a> {
+    pub values: &'a Tensor,
+    /// Left singular vectors or eigenvectors.
+    pub left: Option<&'a Tensor>,
+    /// Right singular vectors, as rows.
+    pub right: Option<&'a Tensor>,
+    pub status: &'a Tensor,
+}
+
+/// Decomposes every matrix of `a`.
+///
+/// # Errors
+/// A dtype that the device lacks.
+pub(crate) fn decompose(gpu: &Gpu, request: Request, a: &Tensor, targets: &Targets) -> Result<()> {
+    let dims = a.shape().dims();
+    let [m, n] = [dims[dims.len() - 2], dims[dims.len() - 1]];
+    let batch = targets.status.numel();
+    if batch == 0 {
+        return Ok(());
+    }
+    let wide = a.dtype() == DType::F64;
+    let compute = if wide { DType::F64 } else { DType::F32 };
+    let swapped = m < n;
+    let (rows, cols) = (m.max(n), m.min(n));
+    let carries = request.vectors && !request.symmetric;
+    let height = if carries { rows + cols } else { rows };
+    let form =
+        Form { symmetric: request.symmetric, upper: request.upper, vectors: request.vectors, joined: false, wide };
+    let dummy = gpu.alloc(4);
+    let job = Job {
+        gpu,
+        request,
+        form,
+        a,
+        targets,
+        batch,
+        rows,
+        cols,
+        height,
+        swapped,
+        elems: [gpu.elem(a.dtype())?, gpu.elem(compute)?],
+        size: compute.size(),
+        tolerance: tolerance(rows, compute.epsilon()) as f32,
+        negligible: if wide { 1e-36 } else { 1e-29 },
+        good: gpu.alloc(batch * 4),
+        dummy,
+    };
+    match job.whole_plan() {
+        Some(plan) => job.whole(plan)?,
+        None => job.blocks()?,
+    }
+    if carries { job.complete() } else { Ok(()) }
+}
+
+struct Job<'a> {
+    gpu: &'a Gpu,
+    request: Request,
+    form: Form,
+    a: &'a Tensor,
+    targets: &'a Targets<'a>,
+    batch: usize,
+    rows: usize,
+    cols: usize,
+    height: usize,
+    swapped: bool,
+    elems: [ElemType; 2],
+    /// Bytes of an element of the computation.
+    size: usize,
+    tolerance: f32,
+    negligible: f32,
+    /// How many columns of each matrix have a length.
+    good: Handle,
+    dummy: Handle,
+}
+
+/// Units of a cube, and planes that share a pair of columns.
+#[derive(Clone, Copy)]
+struct Division {
+    units: usize,
+    team: usize,
+    slots: usize,
+}
+
+/// A launch with a cube for each matrix.
+struct WholePlan {
+    division: Division,
+    elements: usize,
+    most_cols: usize,
+}
+
+/// The next power of two, or three quarters of it: few sizes of shared memory, so that few kernels are compiled.
+fn rounded(n: usize) -> usize {
+    let power = n.next_power_of_two().max(1024);
+    if power / 4 * 3 >= n { power / 4 * 3 } else { power }
+}
+
+impl Job<'_> {
+    /// Teams of planes for `pairs` pairs of columns at a time.
+    fn division(&self, pairs: usize) -> Division {
+        let plane = self.gpu.plane.1 as usize;
+        let most = PARAMS.units.min(self.gpu.max_units as usize).max(plane);
+        let pairs = pairs.max(1);
+        // Every unit should have a few elements of a column, or adding up the planes' sums takes longer than the sums.
+        let team = (most / plane / pairs).min(self.rows / (4 * plane)).max(1);
+        let units = (pairs * team * plane).min(most).max(plane);
+        Division { units, team, slots: units.div_ceil(self.gpu.plane.0 as usize) * 3 }
+    }
+
+    /// How one cube takes a whole matrix, if its memory is large enough and there is work for most processors.
+    fn whole_plan(&self) -> Option<WholePlan> {
+        let division = self.division(self.cols.div_ceil(2));
+        let needed = self.cols * (self.height | 1);
+        let most_cols = self.cols.next_multiple_of(32).max(32);
+        let fixed = most_cols * (self.size + 4) + division.slots * self.size;
+        let room = self.gpu.shared_memory.saturating_sub(fixed) / self.size;
+        let idle = 2 * self.batch < self.gpu.processors as usize;
+        if needed > room || (idle && self.cols >= PARAMS.shared_from) {
+            return None;
+        }
+        Some(WholePlan { division, elements: rounded(needed).min(room), most_cols })
+    }
+
+    fn address(&self) -> AddressType {
+        let extents = [self.a.numel(), self.batch * self.height * self.cols, self.full_numel()];
+        address_type(extents.into_iter().max().unwrap_or(0))
+    }
+
+    /// Elements of the larger output.
+    fn full_numel(&self) -> usize {
+        let numel = |t: Option<&Tensor>| t.map_or(0, Tensor::numel);
+        numel(self.targets.left).max(numel(self.targets.right))
+    }
+
+    /// Columns of the left output and rows of the right one.
+    fn kept(&self) -> [usize; 2] {
+        let extent =
+            |t: Option<&Tensor>, from_end: usize| t.map_or(0, |t| t.shape().dims()[t.shape().rank() - from_end]);
+        [extent(self.targets.left, 1), extent(self.targets.right, 2)]
+    }
+
+    fn output(&self, tensor: Option<&Tensor>) -> Result<BufferArg> {
+        match tensor {
+            Some(tensor) => tensor.gpu_arg(),
+            // SAFETY: the buffer has one element of any dtype; kernels without vectors do not touch it.
+            None => Ok(unsafe { BufferArg::from_raw_parts(self.dummy.clone(), 1) }),
+        }
+    }
+
+    fn raw(&self, handle: &Handle, len: usize) -> BufferArg {
+        // SAFETY: callers give the length with which the buffer was allocated.
+        unsafe { BufferArg::from_raw_parts(handle.clone(), len.max(1)) }
+    }
+
+    fn whole(&self, plan: WholePlan) -> Result<()> {
+        let [left_cols, right_rows] = self.kept();
+        let division = plan.division;
+        // SAFETY: outputs have the shapes of the operation; a cube's tile holds its matrix, checked by the plan.
+        unsafe {
+            whole::whole::launch_unchecked(
+                self.gpu.client(),
+                self.gpu.cubes(self.batch),
+                CubeDim::new_1d(division.units as u32),
+                self.address(),
+                self.a.gpu_arg()?,
+                self.targets.values.gpu_arg()?,
+                self.output(self.targets.left)?,
+                self.output(self.targets.right)?,
+                self.targets.status.gpu_arg()?,
+                self.raw(&self.good, self.batch),
+                self.batch as u32,
+                self.rows as u32,
+                self.cols as u32,
+                u32::from(self.swapped),
+                left_cols as u32,
+                right_rows as u32,
+                division.team as u32,
+                PARAMS.sweeps as u32,
+                self.tolerance,
+                self.negligible,
+                plan.elements,
+                plan.most_cols,
+                division.slots,
+                Form { joined: division.team > 1, ..self.form },
+                self.elems,
+            );
+        }
+        Ok(())
+    }
+
+    fn blocks(&self) -> Result<()> {
+        let (gpu, batch, sweeps) = (self.gpu, self.batch, PARAMS.launched_sweeps);
+        let elements = batch * self.height * self.cols;
+        let w = gpu.alloc(elements * self.size);
+        let marks = gpu.alloc(batch * 2 * self.size);
+        let flags = gpu.alloc(batch * (sweeps + 1) * 4);
+        let units = PARAMS.units.min(gpu.max_units as usize);
+        let flag_count = batch * (sweeps + 1);
+        // SAFETY: the buffers have the lengths given; kernels stay within the extents that they are given.
+        unsafe {
+            blocks::measure::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(batch),
+                CubeDim::new_1d(units as u32),
+                self.address(),
+                self.a.gpu_arg()?,
+                self.raw(&marks, batch * 2),
+                self.targets.status.gpu_arg()?,
+                self.raw(&flags, flag_count),
+                batch as u32,
+                if self.swapped { self.cols } else { self.rows } as u32,
+                if self.swapped { self.rows } else { self.cols } as u32,
+                sweeps as u32,
+                units.div_ceil(gpu.plane.0 as usize),
+                self.form,
+                self.elems,
+            );
+            blocks::fill::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(elements.div_ceil(ELEMENTWISE_UNITS as usize)),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                self.address(),
+                self.a.gpu_arg()?,
+                self.raw(&marks, batch * 2),
+                self.raw(&w, elements),
+                elements,
+                self.rows as u32,
+                self.cols as u32,
+                self.height as u32,
+                u32::from(self.swapped),
+                self.form,
+                self.elems,
+            );
+        }
+        let rotations = Rotations { job: self, w: &w, flags: &flags, elements, flag_count, sweeps };
+        match self.block_width() {
+            Some(block) => rotations.of_blocks(block),
+            None => rotations.of_pairs(),
+        }
+        self.results(&w, &marks, &flags)
+    }
+
+    /// Columns of a block, two of which a cube can hold.
+    fn block_width(&self) -> Option<usize> {
+        let mut block = PARAMS.block;
+        loop {
+            let elements = 2 * block * (self.height | 1) + self.division(block).slots;
+            if elements * self.size <= self.gpu.shared_memory {
+                return Some(block);
+            }
+            if block == 1 {
+                return None;
+            }
+            block /= 2;
+        }
+    }
+
+    /// Values in order, and the vectors that belong to them.
+    fn results(&self, w: &Handle, marks: &Handle, flags: &Handle) -> Result<()> {
+        let (gpu, batch, sweeps) = (self.gpu, self.batch, PARAMS.launched_sweeps);
+        let columns = batch * self.cols;
+        let lengths = gpu.alloc(columns * self.size);
+        let order = gpu.alloc(columns * 4);
+        let per_cube = ELEMENTWISE_UNITS as usize / (gpu.plane.1 as usize).min(ELEMENTWISE_UNITS as usize);
+        // SAFETY: as for the rounds.
+        unsafe {
+            blocks::lengths::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(columns.div_ceil(per_cube)),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                self.address(),
+                self.raw(w, columns * self.height),
+                self.raw(&lengths, columns),
+                columns,
+                self.rows as u32,
+                self.height as u32,
+                self.elems[1],
+            );
+            blocks::sort::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(columns.div_ceil(ELEMENTWISE_UNITS as usize)),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                self.address(),
+                self.raw(&lengths, columns),
+                self.raw(marks, batch * 2),
+                self.targets.status.gpu_arg()?,
+                self.raw(flags, batch * (sweeps + 1)),
+                self.targets.values.gpu_arg()?,
+                self.raw(&order, columns),
+                self.raw(&self.good, batch),
+                columns,
+                self.cols as u32,
+                sweeps as u32,
+                self.negligible,
+                self.form,
+                self.elems,
+            );
+        }
+        if self.request.vectors {
+            let columns = Columns { job: self, w, lengths: &lengths, order: &order };
+            columns.write(true, 0, self.rows)?;
+            if !self.request.symmetric {
+                columns.write(false, self.rows, self.cols)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the columns of unit length go: the tensor, how many it has in all, and its strides along and across them.
+    fn long(&self) -> (Option<&Tensor>, usize, [usize; 2]) {
+        let [left_cols, right_rows] = self.kept();
+        if self.swapped {
+            (self.targets.right, right_rows, [1, self.rows])
+        } else {
+            (self.targets.left, left_cols, [left_cols, 1])
+        }
+    }
+
+    /// Orthonormal columns in the place of those without a length, and past the last one.
+    fn complete(&self) -> Result<()> {
+        let (tensor, total, [along, across]) = self.long();
+        let (gpu, batch) = (self.gpu, self.batch);
+        let units = 512.min(gpu.max_units as usize);
+        let memory = |each: usize| gpu.alloc(batch * each * self.size);
+        // SAFETY: the buffers have the lengths given, which are those of the kernel's extents.
+        unsafe {
+            complete::complete::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(batch),
+                CubeDim::new_1d(units as u32),
+                self.address(),
+                self.output(tensor)?,
+                self.targets.status.gpu_arg()?,
+                self.raw(&self.good, batch),
+                self.raw(&memory(self.rows), batch * self.rows),
+                self.raw(&memory(self.rows), batch * self.rows),
+                self.raw(&memory(total), batch * total),
+                batch as u32,
+                self.rows as u32,
+                self.cols as u32,
+                total as u32,
+                along as u32,
+                across as u32,
+                units.div_ceil(gpu.plane.0 as usize),
+                self.elems,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The launches that rotate.
+struct Rotations<'a> {
+    job: &'a Job<'a>,
+    w: &'a Handle,
+    flags: &'a Handle,
+    elements: usize,
+    flag_count: usize,
+    sweeps: usize,
+}
+
+impl Rotations<'_> {
+    fn of_blocks(&self, block: usize) {
+        let (job, gpu) = (self.job, self.job.gpu);
+        let division = job.division(block);
+        let blocks = job.cols.div_ceil(block).next_multiple_of(2).max(2);
+        let cubes = job.batch * blocks / 2;
+        for launch in 0..self.sweeps * (blocks - 1) {
+            let (sweep, round) = (launch / (blocks - 1), launch % (blocks - 1));
+            // SAFETY: the tile holds two blocks; blocks past the last column are skipped by the kernel.
+            unsafe {
+                blocks::block_round::launch_unchecked(
+                    gpu.client(),
+                    gpu.cubes(cubes),
+                    CubeDim::new_1d(division.units as u32),
+                    job.address(),
+                    job.raw(self.w, self.elements),
+                    job.raw(self.flags, self.flag_count),
+                    cubes,
+                    job.rows as u32,
+                    job.cols as u32,
+                    job.height as u32,
+                    blocks as u32,
+                    round as u32,
+                    sweep as u32,
+                    self.sweeps as u32,
+                    division.team as u32,
+                    job.tolerance,
+                    job.negligible,
+                    block as u32,
+                    rounded(2 * block * (job.height | 1)).min(gpu.shared_memory / job.size - division.slots),
+                    division.slots,
+                    division.team > 1,
+                    job.elems[1],
+                );
+            }
+        }
+    }
+
+    fn of_pairs(&self) {
+        let (job, gpu) = (self.job, self.job.gpu);
+        let players = job.cols.next_multiple_of(2);
+        let cubes = job.batch * players / 2;
+        let units = 256.min(gpu.max_units as usize);
+        for launch in 0..self.sweeps * (players - 1) {
+            let (sweep, round) = (launch / (players - 1), launch % (players - 1));
+            // SAFETY: columns past the last are skipped by the kernel.
+            unsafe {
+                blocks::pair_round::launch_unchecked(
+                    gpu.client(),
+                    gpu.cubes(cubes),
+                    CubeDim::new_1d(units as u32),
+                    job.address(),
+                    job.raw(self.w, self.elements),
+                    job.raw(self.flags, self.flag_count),
+                    cubes,
+                    job.rows as u32,
+                    job.cols as u32,
+                    job.height as u32,
+                    players as u32,
+                    round as u32,
+                    sweep as u32,
+                    self.sweeps as u32,
+                    job.tolerance,
+                    job.negligible,
+                    units.div_ceil(gpu.plane.0 as usize) * 3,
+                    job.elems[1],
+                );
+            }
+        }
+    }
+}
+
+/// Rotated columns with their lengths and order.
+struct Columns<'a> {
+    job: &'a Job<'a>,
+    w: &'a Handle,
+    lengths: &'a Handle,
+    order: &'a Handle,
+}
+
+impl Columns<'_> {
+    /// Writes `count` rows from `start` on: the columns of unit length, or the rotations.
+    fn write(&self, unit: bool, start: usize, count: usize) -> Result<()> {
+        let (job, gpu) = (self.job, self.job.gpu);
+        let (tensor, each, [along, across]) = match (unit, job.swapped) {
+            (true, _) => {
+                let (tensor, total, strides) = job.long();
+                (tensor, total * job.rows, strides)
+            }
+            (false, true) => (job.targets.left, job.cols * job.cols, [job.cols, 1]),
+            (false, false) => (job.targets.right, job.cols * job.cols, [1, job.cols]),
+        };
+        let total = job.batch * count * job.cols;
+        // SAFETY: as for the rounds; the output has `each` elements for each matrix.
+        unsafe {
+            blocks::write::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                job.address(),
+                job.raw(self.w, job.batch * job.cols * job.height),
+                job.raw(self.lengths, job.batch * job.cols),
+                job.raw(self.order, job.batch * job.cols),
+                job.targets.status.gpu_arg()?,
+                job.output(tensor)?,
+                total,
+                count as u32,
+                job.cols as u32,
+                start as u32,
+                job.height as u32,
+                along as u32,
+                across as u32,
+                each,
+                job.negligible,
+                unit,
+                job.elems,
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,38 @@
+//! Singular values in f64 by Hestenes' method: columns are rotated in pairs until all are orthogonal.
+
+/// The singular values of an `m`×`n` matrix, descending.
+pub(super) fn singular_values(a: &[f64], m: usize, n: usize) -> Vec<f64> {
+    let at = |i: usize, j: usize| if m >= n { a[i * n + j] } else { a[j * n + i] };
+    let (rows, cols) = (m.max(n), m.min(n));
+    // Columns of the matrix or of its transpose, whichever are fewer.
+    let mut columns: Vec<Vec<f64>> = (0..cols).map(|j| (0..rows).map(|i| at(i, j)).collect()).collect();
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    for _sweep in 0..60 {
+        let mut rotated = false;
+        for p in 0..cols {
+            for q in p + 1..cols {
+                let (xx, yy) = (dot(&columns[p], &columns[p]), dot(&columns[q], &columns[q]));
+                let xy = dot(&columns[p], &columns[q]);
+                if xy.abs() <= 1e-14 * xx.sqrt() * yy.sqrt() {
+                    continue;
+                }
+                rotated = true;
+                let zeta = (yy - xx) / (2.0 * xy);
+                let t = zeta.signum() / (zeta.abs() + zeta.hypot(1.0));
+                let c = 1.0 / t.hypot(1.0);
+                let s = t * c;
+                for i in 0..rows {
+                    let (x, y) = (columns[p][i], columns[q][i]);
+                    columns[p][i] = c * x - s * y;
+                    columns[q][i] = s * x + c * y;
+                }
+            }
+        }
+        if !rotated {
+            break;
+        }
+    }
+    let mut values: Vec<f64> = columns.iter().map(|x| dot(x, x).sqrt()).collect();
+    values.sort_by(|a, b| b.total_cmp(a));
+    values
+}
