@@ -12,9 +12,9 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// Units that share a matrix of up to so many rows.
-const TEAMS: [(usize, usize); 4] = [(8, 16), (16, 32), (32, 64), (64, 128)];
+const TEAMS: [(usize, usize); 5] = [(8, 16), (16, 32), (32, 64), (48, 128), (64, 256)];
 /// Units of a cube, for several small matrices and for a larger one.
-const UNITS: [usize; 2] = [64, 256];
+const UNITS: [usize; 2] = [64, 512];
 /// Units that share a row of the update.
 const ACROSS: usize = 8;
 /// Units that look for a pivot.
