@@ -7,4 +7,4 @@ mod small;
 mod status;
 mod system;
 
-bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, trsm);
+bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, trsm, syrk, norms);
