@@ -3,6 +3,7 @@
 mod blocks;
 mod lanes;
 mod ratio;
+mod rows;
 mod small;
 mod status;
 mod system;

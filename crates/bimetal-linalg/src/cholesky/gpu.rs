@@ -27,7 +27,7 @@ pub(super) fn cholesky(
     if count == 0 {
         return Ok(());
     }
-    if rows::fit(gpu, n) {
+    if crate::rows::fit(gpu, n) {
         return rows::cholesky(gpu, upper, [count, n], a, l, status);
     }
     let Some(room) = fits(gpu, working(a.dtype()), n, 0) else {

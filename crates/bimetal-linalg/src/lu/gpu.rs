@@ -2,6 +2,7 @@
 //! blocks in the device's memory.
 
 mod large;
+mod rows;
 
 use super::Kind;
 use super::cpu::Extents;
@@ -42,6 +43,10 @@ pub(super) fn run(
     let Extents { count, m, n, k } = extents;
     if count == 0 {
         return Ok(());
+    }
+    let alone = kind == Kind::Lu || kind == Kind::Solve && k == 1;
+    if m == n && alone && crate::rows::fit(gpu, n) {
+        return rows::run(gpu, [count, n], inputs, outputs);
     }
     let dtype = working(inputs[0].dtype());
     let sides = if kind == Kind::Inv { n } else { k };
