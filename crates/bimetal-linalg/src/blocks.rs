@@ -93,8 +93,8 @@ impl<'a> Work<'a> {
     }
 
     /// A copy of a tensor's matrices of `columns` columns, and a flag for each chunk of each of them: whether there is an
-    /// element that is not finite. `part` says which elements count: 0 all, 1 the lower triangle, 2 the upper one; the
-    /// others become 0.
+    /// element that is not finite. `part` says which elements count: 0 all, 1 the lower triangle, 2 the upper one, 3
+    /// and 4 those without their diagonals; the others become 0.
     pub(crate) fn copied(
         gpu: &'a Gpu,
         x: &Tensor,
@@ -137,6 +137,19 @@ impl<'a> Work<'a> {
         part: usize,
         positive_fails: bool,
     ) -> Result<()> {
+        self.finish_scaled(out, status, columns, part, positive_fails, 1.0)
+    }
+
+    /// [`Work::finish`] with a factor.
+    pub(crate) fn finish_scaled(
+        &self,
+        out: &Tensor,
+        status: &Tensor,
+        columns: usize,
+        part: usize,
+        positive_fails: bool,
+        factor: f64,
+    ) -> Result<()> {
         // SAFETY: both buffers hold `count` matrices of `batch` elements.
         unsafe {
             copy_out::launch_unchecked(
@@ -151,6 +164,7 @@ impl<'a> Work<'a> {
                 self.batch,
                 columns,
                 InputScalar::new(f64::NAN, self.gpu.elem(self.dtype)?),
+                InputScalar::new(factor, self.gpu.elem(self.dtype)?),
                 part,
                 positive_fails,
                 elems(self.gpu, out.dtype())?,
@@ -339,7 +353,11 @@ fn copy_in<I: Float, A: Float>(
     let mut e = chunk * comptime!(CHUNK) + UNIT_POS as usize;
     while e < end {
         let (i, j) = (e / columns, e % columns);
-        let inside = comptime!(part == 0) || (comptime!(part == 1) && j <= i) || (comptime!(part == 2) && j >= i);
+        let inside = comptime!(part == 0)
+            || (comptime!(part == 1) && j <= i)
+            || (comptime!(part == 2) && j >= i)
+            || (comptime!(part == 3) && j < i)
+            || (comptime!(part == 4) && j > i);
         let value = select(inside, A::cast_from(x[matrix * size + e]), A::new(0.0));
         work[matrix * size + e] = value;
         if not_finite::<A>(value, double) {
@@ -362,6 +380,7 @@ fn copy_out<I: Float, A: Float>(
     size: usize,
     columns: usize,
     nan: InputScalar,
+    factor: InputScalar,
     #[comptime] part: usize,
     #[comptime] positive_fails: bool,
     #[define(I, A)] _elems: [ElemType; 2],
@@ -373,7 +392,7 @@ fn copy_out<I: Float, A: Float>(
         let inside = comptime!(part == 0) || (comptime!(part == 1) && j <= i) || (comptime!(part == 2) && j >= i);
         let found = status[matrix];
         let failed = found < 0i32 || (comptime!(positive_fails) && found > 0i32);
-        let value = select(inside, work[e], A::new(0.0));
+        let value = select(inside, work[e] * factor.get::<A>(), A::new(0.0));
         out[e] = I::cast_from(select(failed, nan.get::<A>(), value));
     }
 }

@@ -9,4 +9,4 @@ mod small;
 mod status;
 mod system;
 
-bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, qr, eigh, svd);
+bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, trsm, qr, householder, lstsq, eigh, svd, syrk, norms);

@@ -174,7 +174,8 @@ fn triangular_systems<I: Float, A: Float>(
     for p in 0..n {
         let found = memory[p * row + p];
         let zero = found == A::new(0.0);
-        if zero && info == 0i32 {
+        // Backwards the last one found is the first.
+        if zero && (info == 0i32 || (comptime!(form.upper) && info > 0i32)) {
             info = select(comptime!(form.upper), n - p, p + 1) as i32;
         }
         let diagonal = select(zero, A::new(1.0), found);

@@ -1,5 +1,7 @@
-//! Cholesky on the GPU: matrices that fit in a cube's shared memory in one launch, several small ones to a cube; larger
+//! Cholesky on the GPU: matrices that fit in a cube's shared memory or in registers in one launch; larger
 //! ones by blocks in the device's memory.
+
+mod rows;
 
 use crate::blocks::{BLOCK, Place, Work, elems, not_finite, working};
 use crate::small::{Form, fits, substitute};
@@ -9,12 +11,10 @@ use bimetal_core::{DType, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Units that factor one small matrix, for matrices of up to so many rows.
-const TEAMS: [(usize, usize); 4] = [(8, 16), (16, 32), (32, 64), (64, 128)];
-/// Units of a cube, for several small matrices and for a larger one.
-const UNITS: [usize; 2] = [64, 256];
+/// Units of a cube for matrices of up to so many rows.
+const UNITS: [(usize, usize); 3] = [(48, 256), (128, 512), (usize::MAX, 1024)];
 /// Units that share a row of the update.
-const ACROSS: u32 = 8;
+const ACROSS: u32 = 16;
 
 pub(super) fn cholesky(
     gpu: &Gpu,
@@ -27,18 +27,20 @@ pub(super) fn cholesky(
     if count == 0 {
         return Ok(());
     }
+    if crate::rows::fit(gpu, n) {
+        return rows::cholesky(gpu, upper, [count, n], a, l, status);
+    }
     let Some(room) = fits(gpu, working(a.dtype()), n, 0) else {
         return large(gpu, upper, [count, n], a, l, status);
     };
-    let team = TEAMS.iter().find(|(most, _)| n <= *most).map_or(UNITS[1], |(_, units)| *units).min(gpu.max_units as usize);
-    let teams = (UNITS[0] / team).max(1);
+    let units = UNITS.iter().find(|(most, _)| n <= *most).map_or(1024, |(_, units)| *units);
     let elems = elems(gpu, a.dtype())?;
     // SAFETY: both buffers hold `count` matrices of order `n`; teams past the last one store nothing.
     unsafe {
-        one_team_per_matrix::launch_unchecked(
+        one_cube_per_matrix::launch_unchecked(
             gpu.client(),
-            gpu.cubes(count.div_ceil(teams)),
-            CubeDim::new_1d((team * teams) as u32),
+            gpu.cubes(count),
+            CubeDim::new_1d((units as u32).min(gpu.max_units)),
             address_type(a.numel()),
             a.gpu_arg()?,
             l.gpu_arg()?,
@@ -47,7 +49,6 @@ pub(super) fn cholesky(
             n as u32,
             InputScalar::new(f64::NAN, elems[1]),
             room,
-            teams,
             upper,
             a.dtype() == DType::F64,
             elems,
@@ -58,7 +59,7 @@ pub(super) fn cholesky(
 
 /// Right-looking Cholesky in shared memory with one barrier for each column: a column is divided by its root at the end.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn one_team_per_matrix<I: Float, A: Float>(
+fn one_cube_per_matrix<I: Float, A: Float>(
     a: &[I],
     l: &mut [I],
     status: &mut [i32],
@@ -66,23 +67,20 @@ fn one_team_per_matrix<I: Float, A: Float>(
     n: u32,
     nan: InputScalar,
     #[comptime] room: usize,
-    #[comptime] teams: usize,
     #[comptime] upper: bool,
     #[comptime] double: bool,
     #[define(I, A)] _elems: [ElemType; 2],
 ) {
-    let mut tiles = Shared::<[A]>::new_slice(comptime!(teams * room));
-    let mut bad = Shared::<[i32]>::new_slice(teams);
-    let units = CUBE_DIM / comptime!(teams as u32);
-    let team = (UNIT_POS / units) as usize;
-    let unit = UNIT_POS % units;
-    let matrix = CUBE_POS * teams + team;
+    let mut tile = Shared::<[A]>::new_slice(room);
+    let mut bad = Shared::<[i32]>::new_slice(1usize);
+    let units = CUBE_DIM;
+    let unit = UNIT_POS;
+    let matrix = CUBE_POS;
     let n = n as usize;
     let row = n + 1 - n % 2;
     let from = min(matrix, count - 1) * n * n;
-    let tile = team * room;
     if unit == 0 {
-        bad[team] = 0i32;
+        bad[0] = 0i32;
     }
     sync_cube();
     let mut e = unit as usize;
@@ -90,20 +88,20 @@ fn one_team_per_matrix<I: Float, A: Float>(
         let (i, j) = if comptime!(upper) { (e % n, e / n) } else { (e / n, e % n) };
         if j <= i {
             let value = A::cast_from(a[from + e]);
-            tiles[tile + i * row + j] = value;
+            tile[i * row + j] = value;
             if not_finite::<A>(value, double) {
-                bad[team] = 1i32;
+                bad[0] = 1i32;
             }
         }
         e += units as usize;
     }
     sync_cube();
-    let mut info = 0i32 - bad[team];
+    let mut info = 0i32 - bad[0];
     let x = (unit % ACROSS) as usize;
     let y = (unit / ACROSS) as usize;
     let down = (units / ACROSS) as usize;
     for k in 0..n {
-        let found = tiles[tile + k * row + k];
+        let found = tile[k * row + k];
         let positive = found > A::new(0.0);
         if !positive && info == 0i32 {
             info = k as i32 + 1i32;
@@ -111,10 +109,10 @@ fn one_team_per_matrix<I: Float, A: Float>(
         let pivot = select(positive, found, A::new(1.0));
         let mut i = k + 1 + y;
         while i < n {
-            let factor = tiles[tile + i * row + k] / pivot;
+            let factor = tile[i * row + k] / pivot;
             let mut j = k + 1 + x;
             while j <= i {
-                tiles[tile + i * row + j] = tiles[tile + i * row + j] - factor * tiles[tile + j * row + k];
+                tile[i * row + j] = tile[i * row + j] - factor * tile[j * row + k];
                 j += comptime!(ACROSS as usize);
             }
             i += down;
@@ -124,8 +122,8 @@ fn one_team_per_matrix<I: Float, A: Float>(
     // The roots replace the diagonal, which nothing else reads any more.
     let mut k = unit as usize;
     while k < n {
-        let pivot = tiles[tile + k * row + k];
-        tiles[tile + k * row + k] = select(pivot > A::new(0.0), pivot, A::new(1.0)).sqrt();
+        let pivot = tile[k * row + k];
+        tile[k * row + k] = select(pivot > A::new(0.0), pivot, A::new(1.0)).sqrt();
         k += units as usize;
     }
     sync_cube();
@@ -136,8 +134,8 @@ fn one_team_per_matrix<I: Float, A: Float>(
             let (i, j) = if comptime!(upper) { (e % n, e / n) } else { (e / n, e % n) };
             let mut value = A::new(0.0);
             if j <= i {
-                let root = tiles[tile + j * row + j];
-                value = select(i == j, root, tiles[tile + i * row + j] / root);
+                let root = tile[j * row + j];
+                value = select(i == j, root, tile[i * row + j] / root);
             }
             l[from + e] = I::cast_from(select(failed, nan.get::<A>(), value));
             e += units as usize;

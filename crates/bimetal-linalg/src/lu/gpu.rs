@@ -2,6 +2,7 @@
 //! blocks in the device's memory.
 
 mod large;
+mod rows;
 
 use super::Kind;
 use super::cpu::Extents;
@@ -12,9 +13,9 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// Units that share a matrix of up to so many rows.
-const TEAMS: [(usize, usize); 4] = [(8, 16), (16, 32), (32, 64), (64, 128)];
+const TEAMS: [(usize, usize); 5] = [(8, 16), (16, 32), (32, 64), (48, 128), (64, 256)];
 /// Units of a cube, for several small matrices and for a larger one.
-const UNITS: [usize; 2] = [64, 256];
+const UNITS: [usize; 2] = [64, 512];
 /// Units that share a row of the update.
 const ACROSS: usize = 8;
 /// Units that look for a pivot.
@@ -42,6 +43,10 @@ pub(super) fn run(
     let Extents { count, m, n, k } = extents;
     if count == 0 {
         return Ok(());
+    }
+    let alone = kind == Kind::Lu || kind == Kind::Solve && k == 1;
+    if m == n && alone && crate::rows::fit(gpu, n) {
+        return rows::run(gpu, [count, n], inputs, outputs);
     }
     let dtype = working(inputs[0].dtype());
     let sides = if kind == Kind::Inv { n } else { k };

@@ -42,9 +42,9 @@ impl Default for MatmulParams {
     }
 }
 
-struct Product {
-    kind: Kind,
-    params: MatmulParams,
+pub(crate) struct Product {
+    pub(crate) kind: Kind,
+    pub(crate) params: MatmulParams,
 }
 
 /// The matrix product `a·b`, by the rules of NumPy and PyTorch: `a` is `[…, m, k]` and `b` `[…, k, n]`, the leading axes
