@@ -5,4 +5,4 @@ mod ratio;
 
 mod status;
 
-bimetal_core::domain!(pub "linalg": matmul, qr);
+bimetal_core::domain!(pub "linalg": householder, lstsq, matmul, qr);

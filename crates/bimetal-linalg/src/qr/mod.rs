@@ -1,7 +1,8 @@
 //! QR factorisations `A = Q·R` by Householder reflectors, with Q explicit (reduced or complete) or as reflectors.
 
 mod cpu;
-mod gpu;
+pub(crate) use cpu::real;
+pub(crate) mod gpu;
 mod reference;
 
 use crate::status;
@@ -223,6 +224,11 @@ pub fn geqrf_into(a: &Tensor, out: &mut Reflectors) -> Result<()> {
     let outputs = &mut [&mut out.packed, &mut out.tau, &mut out.status];
     op::run_into(&Factor { form: Form::Packed }, &[a], outputs)?;
     QrParams::default().ensure(&out.status)
+}
+
+/// The operation of [`geqrf`].
+pub(crate) fn reflectors() -> impl Op {
+    Factor { form: Form::Packed }
 }
 
 impl QrParams {

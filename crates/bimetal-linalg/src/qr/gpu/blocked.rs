@@ -8,42 +8,42 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// How panels are given to units.
-struct Params {
+pub(crate) struct Params {
     /// Units that factorise a panel, and that apply it to a column.
     units: usize,
     applying: usize,
     /// Columns of a panel, and elements that a unit holds of it: taller matrices have narrower panels.
-    width: usize,
+    pub(crate) width: usize,
     held: usize,
 }
 
-const PARAMS: Params = Params { units: 512, applying: 256, width: 8, held: 64 };
+pub(crate) const PARAMS: Params = Params { units: 512, applying: 256, width: 8, held: 64 };
 
 /// Columns are this many elements apart, or a multiple: what the vendor's products want.
-const STRIDE: usize = 64;
+pub(crate) const STRIDE: usize = 64;
 
 /// Matrices and what has become of them.
-struct Work<'a> {
-    gpu: &'a Gpu,
-    dims: Dims,
+pub(crate) struct Work<'a> {
+    pub(crate) gpu: &'a Gpu,
+    pub(crate) dims: Dims,
     /// Elements from one column to the next.
-    stride: usize,
+    pub(crate) stride: usize,
     /// Reflectors for which there is room.
-    reflectors: usize,
+    pub(crate) reflectors: usize,
     /// Panels: their first columns and widths, and where the products of their reflectors are.
-    x: Tensor,
-    v: Tensor,
-    tau: Tensor,
-    gram: Tensor,
-    elem: ElemType,
-    address: AddressType,
+    pub(crate) x: Tensor,
+    pub(crate) v: Tensor,
+    pub(crate) tau: Tensor,
+    pub(crate) gram: Tensor,
+    pub(crate) elem: ElemType,
+    pub(crate) address: AddressType,
 }
 
 /// A panel's place.
 #[derive(Clone, Copy)]
-struct Step {
-    first: usize,
-    width: usize,
+pub(crate) struct Step {
+    pub(crate) first: usize,
+    pub(crate) width: usize,
 }
 
 pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
@@ -82,7 +82,7 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
         );
         panels::load::launch_unchecked(
             gpu.client(), tiles(stride, n), units, work.address, a.gpu_arg()?, scales.gpu_arg()?, work.x.gpu_arg()?,
-            batch, m, n, stride, elems,
+            batch, m, n, stride, true, elems,
         );
     }
     for (index, step) in steps.iter().enumerate() {
@@ -118,9 +118,14 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
     store(&q, first, m, columns, Stores::Whole)
 }
 
+/// Units that factorise a panel: 16 planes, if the device has them.
+fn most_units(gpu: &Gpu) -> usize {
+    PARAMS.units.min(gpu.max_units as usize).min(16 * gpu.plane.1 as usize)
+}
+
 /// The panels: as wide as their rows allow.
 fn steps(gpu: &Gpu, m: usize, k: usize) -> Result<Vec<Step>> {
-    let units = PARAMS.units.min(gpu.max_units as usize);
+    let units = most_units(gpu);
     let mut made = Vec::new();
     let mut first = 0;
     while first < k {
@@ -148,7 +153,7 @@ impl Work<'_> {
     fn panel(&self, step: Step, index: usize) -> Result<()> {
         let Dims { batch, m, n, k } = self.dims;
         let Step { first, width } = step;
-        let most = PARAMS.units.min(self.gpu.max_units as usize);
+        let most = most_units(self.gpu);
         let units = (m - first).next_power_of_two().clamp(64.min(most), most);
         let rows = (m - first).div_ceil(units).next_power_of_two();
         let gram = index * batch * PARAMS.width * PARAMS.width;
@@ -179,12 +184,12 @@ impl Work<'_> {
     }
 
     /// Applies a panel to the columns of `x` from `from` on.
-    fn apply(&self, x: &Tensor, columns: usize, step: Step, index: usize, from: usize, forward: bool) -> Result<()> {
+    pub(crate) fn apply(&self, x: &Tensor, columns: usize, step: Step, index: usize, from: usize, forward: bool) -> Result<()> {
         let Dims { batch, m, .. } = self.dims;
         if from >= columns {
             return Ok(());
         }
-        let most = PARAMS.applying.min(self.gpu.max_units as usize);
+        let most = PARAMS.applying.min(self.gpu.max_units as usize).min(8 * self.gpu.plane.1 as usize);
         let units = (m - step.first).next_power_of_two().clamp(64.min(most), most);
         // SAFETY: as for the panel.
         unsafe {
@@ -209,6 +214,50 @@ impl Work<'_> {
                 forward,
                 self.form(step.width, 0, units),
                 self.elem,
+            );
+        }
+        Ok(())
+    }
+
+    /// Fills `x` with matrices that are not scaled: with their columns, or with their rows.
+    pub(crate) fn load_plain(
+        &self,
+        c: &Tensor,
+        rows: usize,
+        columns: usize,
+        by_rows: bool,
+        elems: [ElemType; 2],
+    ) -> Result<()> {
+        let (gpu, batch) = (self.gpu, self.dims.batch);
+        let total = self.x.numel();
+        // SAFETY: the buffers have these extents; no scale is read.
+        unsafe {
+            if by_rows {
+                panels::copy_lines::launch_unchecked(
+                    gpu.client(), gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+                    CubeDim::new_1d(ELEMENTWISE_UNITS), self.address, c.gpu_arg()?, self.x.gpu_arg()?, total, columns,
+                    self.stride, false, elems,
+                );
+            } else {
+                panels::load::launch_unchecked(
+                    gpu.client(), gpu.cubes(batch * self.stride.div_ceil(TILE) * columns.div_ceil(TILE)),
+                    CubeDim::new_1d(TILE_UNITS as u32), self.address, c.gpu_arg()?, self.tau.gpu_arg()?,
+                    self.x.gpu_arg()?, batch, rows, columns, self.stride, false, elems,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the columns in `x` as rows.
+    pub(crate) fn store_lines(&self, out: &Tensor, elems: [ElemType; 2]) -> Result<()> {
+        let (gpu, total) = (self.gpu, out.numel());
+        // SAFETY: `out` has as many lines as `x`, of `m` elements.
+        unsafe {
+            panels::copy_lines::launch_unchecked(
+                gpu.client(), gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)), CubeDim::new_1d(ELEMENTWISE_UNITS),
+                self.address, self.x.gpu_arg()?, out.gpu_arg()?, total, self.dims.m, self.stride, true,
+                [elems[1], elems[0]],
             );
         }
         Ok(())
