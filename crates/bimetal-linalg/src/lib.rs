@@ -1,6 +1,5 @@
 //! Linear algebra: products of matrices and vectors, factorisations.
 
-
 mod ratio;
 
 mod status;

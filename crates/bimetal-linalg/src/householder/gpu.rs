@@ -174,7 +174,7 @@ pub(super) fn product(
     let forward = params.right != params.transpose;
     for turn in 0..steps.len() {
         let index = if forward { turn } else { steps.len() - 1 - turn };
-        work.apply(&work.x, across, steps[index], index, 0, forward)?;
+        work.apply(&work.x, across, steps[index], index, 0..across, forward)?;
     }
     if params.right {
         return work.store_lines(out, elems);

@@ -218,7 +218,7 @@ pub(crate) fn from_left(transpose: bool) -> impl Op {
 }
 
 fn floats(op: &'static str, argument: &'static str, dtype: DType) -> Result<()> {
-    if DType::FLOATS.contains(&dtype) { Ok(()) } else { Err(Error::dtype(op, argument, dtype, &DType::FLOATS)) }
+    if crate::qr::FLOATS.contains(&dtype) { Ok(()) } else { Err(Error::dtype(op, argument, dtype, &crate::qr::FLOATS)) }
 }
 
 impl MakeVector {
@@ -388,6 +388,10 @@ impl Definition for Kind {
             Self::Apply => "product of a Householder reflector and a matrix",
             Self::Ormqr => "product of the Q of a QR factorisation, kept as reflectors, and a matrix",
         }
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        &crate::qr::FLOATS
     }
 
     fn cases(&self) -> Vec<Case> {

@@ -48,16 +48,18 @@ pub(super) fn vector_properties(inputs: &[Values], outputs: &[Values]) -> Vec<Pr
             found == f64::from(NOT_FINITE) && tau.is_nan() && beta.is_nan() && v.iter().all(|x| x.is_nan())
         };
         statuses.push((i, if right { 0.0 } else { f64::INFINITY }));
-        let largest = x.iter().fold(0.0f64, |a, x| a.max(x.abs()));
-        let norm = x.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt() * largest;
+        let largest = x.iter().fold(dtype.min_positive() / dtype.epsilon(), |a, x| a.max(x.abs()));
+        // Relative to the largest element, so that nothing overflows here.
+        let norm = x.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt();
         // A norm beyond the dtype's largest number has no β.
-        if found != 0.0 || norm > dtype.max() {
+        if found != 0.0 || norm > dtype.max() / largest {
             continue;
         }
-        let unit = m as f64 * norm.max(dtype.min_positive() / dtype.epsilon()) * dtype.epsilon();
+        let beta = beta / largest;
+        let unit = m as f64 * norm.max(dtype.min_positive() / dtype.epsilon() / largest) * dtype.epsilon();
         let distance = x.iter().zip(v).enumerate().map(|(row, (x, v))| {
             let first = if row == 0 { beta } else { 0.0 };
-            (x - (first - tau * v * beta)).abs()
+            (x / largest - (first - tau * v * beta)).abs()
         });
         reconstructions.push((i, distance.fold(0.0, f64::max) / unit));
         let squares = tau * v.iter().map(|x| x * x).sum::<f64>();

@@ -123,8 +123,8 @@ impl Op for Solve {
         let [a, b] = inputs else {
             return Err(Error::argument(self.name(), "inputs", format!("2 tensors, got {}", inputs.len())));
         };
-        if !DType::FLOATS.contains(&a.dtype) {
-            return Err(Error::dtype(self.name(), "a", a.dtype, &DType::FLOATS));
+        if !crate::qr::FLOATS.contains(&a.dtype) {
+            return Err(Error::dtype(self.name(), "a", a.dtype, &crate::qr::FLOATS));
         }
         if b.dtype != a.dtype {
             return Err(Error::dtype(self.name(), "b", b.dtype, &[a.dtype]));
@@ -188,6 +188,10 @@ impl Definition for Lstsq {
 
     fn doc(&self) -> &'static str {
         "least-squares and shortest solutions of linear systems of full rank, by QR"
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        &crate::qr::FLOATS
     }
 
     fn cases(&self) -> Vec<Case> {

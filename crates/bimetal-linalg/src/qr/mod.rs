@@ -15,6 +15,9 @@ use bimetal_core::{DType, Error, Gpu, Problem, Result, Shape, Spec, Tensor};
 /// The operations of this family.
 pub(crate) static OPS: &[&dyn Definition] = &[&Kind::Qr, &Kind::Geqrf];
 
+/// What factorisations are defined for.
+pub(crate) const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Qr,
@@ -256,8 +259,8 @@ impl Op for Factor {
         let [a] = inputs else {
             return Err(Error::argument(self.name(), "inputs", format!("1 tensor, got {}", inputs.len())));
         };
-        if !DType::FLOATS.contains(&a.dtype) {
-            return Err(Error::dtype(self.name(), "a", a.dtype, &DType::FLOATS));
+        if !FLOATS.contains(&a.dtype) {
+            return Err(Error::dtype(self.name(), "a", a.dtype, &FLOATS));
         }
         let Dims { m, n, k, .. } = self.dims(&a.shape)?;
         let leading = &a.shape.dims()[..a.shape.rank() - 2];
@@ -340,6 +343,10 @@ impl Definition for Kind {
             Self::Qr => "QR factorisation with explicit Q, reduced or complete",
             Self::Geqrf => "QR factorisation with Q as Householder reflectors",
         }
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        &FLOATS
     }
 
     fn cases(&self) -> Vec<Case> {

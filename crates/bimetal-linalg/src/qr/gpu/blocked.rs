@@ -1,11 +1,13 @@
 //! Large matrices on the GPU: panels one after another, each applied to the columns after it; then Q from the last one back.
 
 use super::super::{Dims, Form};
-use super::panels::{self, Code, Stores, TILE, TILE_UNITS};
+use super::panels::{self, BLOCK, Code, LINES, Stores, TILE, TILE_UNITS};
+use bimetal_core::gpu::Product;
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
 use bimetal_core::{DType, Error, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
+use std::ops::Range;
 
 /// How panels are given to units.
 pub(crate) struct Params {
@@ -15,9 +17,11 @@ pub(crate) struct Params {
     /// Columns of a panel, and elements that a unit holds of it: taller matrices have narrower panels.
     pub(crate) width: usize,
     held: usize,
+    /// Elements of a matrix from which the vendor's products are used.
+    vendor: usize,
 }
 
-pub(crate) const PARAMS: Params = Params { units: 512, applying: 256, width: 8, held: 64 };
+pub(crate) const PARAMS: Params = Params { units: 512, applying: 256, width: 8, held: 64, vendor: 300 * 300 };
 
 /// Columns are this many elements apart, or a multiple: what the vendor's products want.
 pub(crate) const STRIDE: usize = 64;
@@ -85,10 +89,16 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
             batch, m, n, stride, true, elems,
         );
     }
-    for (index, step) in steps.iter().enumerate() {
-        work.panel(*step, index)?;
-        let from = step.first + step.width;
-        work.apply(&work.x, n, *step, index, from, true)?;
+    let blocks = blocks(&steps);
+    let mut grams = Vec::new();
+    for block in &blocks {
+        let end = steps[block.end - 1].end().min(n);
+        for index in block.clone() {
+            work.panel(steps[index], index)?;
+            work.apply(&work.x, n, steps[index], index, steps[index].end()..end, true)?;
+        }
+        grams.push(work.block_gram(&steps[block.clone()])?);
+        work.apply_block(&work.x, n, &steps, block, grams.last().and_then(Option::as_ref), end, true)?;
     }
     let store = |x: &Tensor, out: &Tensor, rows: usize, columns: usize, stores: Stores| -> Result<()> {
         // SAFETY: as above.
@@ -114,7 +124,7 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
         return store(&work.x, first, m, n, Stores::Packed);
     }
     store(&work.x, second, columns, n, Stores::Triangle)?;
-    let q = work.orthogonal(&steps, columns, make(&[batch, columns, stride])?)?;
+    let q = work.orthogonal(&steps, &blocks, &grams, columns, make(&[batch, columns, stride])?)?;
     store(&q, first, m, columns, Stores::Whole)
 }
 
@@ -141,6 +151,25 @@ fn steps(gpu: &Gpu, m: usize, k: usize) -> Result<Vec<Step>> {
         first += width;
     }
     Ok(made)
+}
+
+/// Panels that are applied together to the columns after them.
+fn blocks(steps: &[Step]) -> Vec<Range<usize>> {
+    let mut made: Vec<Range<usize>> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        match made.last_mut() {
+            Some(block) if step.end() - steps[block.start].first <= BLOCK => block.end = index + 1,
+            _ => made.push(index..index + 1),
+        }
+    }
+    made
+}
+
+impl Step {
+    /// The column after the panel.
+    fn end(&self) -> usize {
+        self.first + self.width
+    }
 }
 
 impl Work<'_> {
@@ -183,10 +212,10 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Applies a panel to the columns of `x` from `from` on.
-    pub(crate) fn apply(&self, x: &Tensor, columns: usize, step: Step, index: usize, from: usize, forward: bool) -> Result<()> {
+    /// Applies a panel to the columns `to` of `x`.
+    pub(crate) fn apply(&self, x: &Tensor, columns: usize, step: Step, index: usize, to: Range<usize>, forward: bool) -> Result<()> {
         let Dims { batch, m, .. } = self.dims;
-        if from >= columns {
+        if to.is_empty() {
             return Ok(());
         }
         let most = PARAMS.applying.min(self.gpu.max_units as usize).min(8 * self.gpu.plane.1 as usize);
@@ -195,7 +224,7 @@ impl Work<'_> {
         unsafe {
             panels::apply::launch_unchecked(
                 self.gpu.client(),
-                self.gpu.cubes(batch * (columns - from)),
+                self.gpu.cubes(batch * to.len()),
                 CubeDim::new_1d(units as u32),
                 self.address,
                 x.gpu_arg()?,
@@ -208,8 +237,8 @@ impl Work<'_> {
                 self.reflectors,
                 self.stride,
                 step.first,
-                from,
-                columns - from,
+                to.start,
+                to.len(),
                 index * batch * PARAMS.width * PARAMS.width,
                 forward,
                 self.form(step.width, 0, units),
@@ -217,6 +246,121 @@ impl Work<'_> {
             );
         }
         Ok(())
+    }
+
+    /// The products of a block's reflectors, by the vendor's library; none without it, or where it does not pay.
+    fn block_gram(&self, block: &[Step]) -> Result<Option<Tensor>> {
+        let Dims { batch, m, n, .. } = self.dims;
+        if m * n < PARAMS.vendor {
+            return Ok(None);
+        }
+        let first = block[0].first;
+        let count = block[block.len() - 1].end() - first;
+        let gram = self.empty(&[batch, count, count])?;
+        let product = Product {
+            batch,
+            m: count,
+            n: count,
+            k: self.stride,
+            a_transposed: false,
+            b_transposed: true,
+            strides: [self.reflectors * self.stride, self.reflectors * self.stride, count * count],
+            starts: [first * self.stride, first * self.stride, 0],
+            tf32: false,
+        };
+        Ok(self.gpu.gemm(&product, 1.0, 0.0, &self.v, &self.v, &gram)?.then_some(gram))
+    }
+
+    /// Applies a block of panels to the columns of `x` from `from` on: by two products, or panel by panel.
+    fn apply_block(
+        &self,
+        x: &Tensor,
+        columns: usize,
+        steps: &[Step],
+        block: &Range<usize>,
+        gram: Option<&Tensor>,
+        from: usize,
+        forward: bool,
+    ) -> Result<()> {
+        if from >= columns {
+            return Ok(());
+        }
+        if let Some(gram) = gram
+            && self.apply_products(x, columns, &steps[block.clone()], gram, from, forward)?
+        {
+            return Ok(());
+        }
+        for turn in 0..block.len() {
+            let index = if forward { block.start + turn } else { block.end - 1 - turn };
+            self.apply(x, columns, steps[index], index, from..columns, forward)?;
+        }
+        Ok(())
+    }
+
+    /// `x − x·Vᵀ·T·V` by the vendor's library; false, and nothing done, where it refuses.
+    fn apply_products(
+        &self,
+        x: &Tensor,
+        columns: usize,
+        block: &[Step],
+        gram: &Tensor,
+        from: usize,
+        forward: bool,
+    ) -> Result<bool> {
+        let batch = self.dims.batch;
+        let first = block[0].first;
+        let count = block[block.len() - 1].end() - first;
+        let lines = columns - from;
+        let weights = self.empty(&[batch, lines, count])?;
+        let steps = [columns * self.stride, self.reflectors * self.stride, lines * count];
+        let starts = [from * self.stride, first * self.stride, 0];
+        let inner = Product {
+            batch,
+            m: lines,
+            n: count,
+            k: self.stride,
+            a_transposed: false,
+            b_transposed: true,
+            strides: steps,
+            starts,
+            tf32: false,
+        };
+        if !self.gpu.gemm(&inner, 1.0, 0.0, x, &self.v, &weights)? {
+            return Ok(false);
+        }
+        // SAFETY: the buffers have these extents.
+        unsafe {
+            panels::weights::launch_unchecked(
+                self.gpu.client(),
+                self.gpu.cubes((batch * lines).div_ceil(LINES)),
+                CubeDim::new_1d(LINES as u32),
+                self.address,
+                weights.gpu_arg()?,
+                gram.gpu_arg()?,
+                self.tau.gpu_arg()?,
+                batch * lines,
+                lines,
+                count,
+                self.reflectors,
+                first,
+                forward,
+                self.elem,
+            );
+        }
+        let outer = Product {
+            m: lines,
+            n: self.stride,
+            k: count,
+            b_transposed: false,
+            strides: [steps[2], steps[1], steps[0]],
+            starts: [0, starts[1], starts[0]],
+            ..inner
+        };
+        self.gpu.gemm(&outer, -1.0, 1.0, &weights, &self.v, x)
+    }
+
+    fn empty(&self, extents: &[usize]) -> Result<Tensor> {
+        Tensor::empty_on(Spec::new(Shape::new(extents)?, self.x.dtype()), self.gpu.device())
     }
 
     /// Fills `x` with matrices that are not scaled: with their columns, or with their rows.
@@ -264,7 +408,14 @@ impl Work<'_> {
     }
 
     /// The first `columns` columns of Q, transposed, in `q`.
-    fn orthogonal(&self, steps: &[Step], columns: usize, q: Tensor) -> Result<Tensor> {
+    fn orthogonal(
+        &self,
+        steps: &[Step],
+        blocks: &[Range<usize>],
+        grams: &[Option<Tensor>],
+        columns: usize,
+        q: Tensor,
+    ) -> Result<Tensor> {
         let total = q.numel();
         // SAFETY: `total` is the number of elements.
         unsafe {
@@ -280,8 +431,8 @@ impl Work<'_> {
                 self.elem,
             );
         }
-        for (index, step) in steps.iter().enumerate().rev() {
-            self.apply(&q, columns, *step, index, step.first, false)?;
+        for (block, gram) in blocks.iter().zip(grams).rev() {
+            self.apply_block(&q, columns, steps, block, gram.as_ref(), steps[block.start].first, false)?;
         }
         Ok(q)
     }

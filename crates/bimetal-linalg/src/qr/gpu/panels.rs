@@ -468,6 +468,62 @@ pub fn apply<A: Float>(
     }
 }
 
+/// Lines of inner products that a cube of [`weights`] turns into weights.
+pub const LINES: usize = 32;
+/// The most reflectors of a block.
+pub const BLOCK: usize = 64;
+
+/// Turns the products of columns with a block's reflectors into the weights with which the block is applied: each unit
+/// solves the triangular system of its line of `count`, which stands for the block's `T`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn weights<A: Float>(
+    products: &mut [A],
+    gram: &[A],
+    tau: &[A],
+    total: usize,
+    lines: usize,
+    count: usize,
+    reflectors: usize,
+    first: usize,
+    #[comptime] forward: bool,
+    #[define(A)] _elem: ElemType,
+) {
+    let mut held = Shared::<[A]>::new_slice(comptime!(LINES * (BLOCK + 1)));
+    let unit = UNIT_POS as usize;
+    let start = CUBE_POS * LINES;
+    let mut at = unit;
+    while at < LINES * count {
+        if start * count + at < total * count {
+            held[at / count * comptime!(BLOCK + 1) + at % count] = products[start * count + at];
+        }
+        at += LINES;
+    }
+    sync_cube();
+    let line = start + unit;
+    let own = unit * comptime!(BLOCK + 1);
+    if line < total {
+        let matrix = line / lines;
+        for step in 0..count {
+            let j = if comptime!(forward) { step } else { count - 1 - step };
+            let row = (matrix * count + j) * count;
+            let mut sum = held[own + j];
+            for before in 0..step {
+                let i = if comptime!(forward) { before } else { count - 1 - before };
+                sum -= held[own + i] * gram[row + i];
+            }
+            held[own + j] = sum * tau[matrix * reflectors + first + j];
+        }
+    }
+    sync_cube();
+    at = unit;
+    while at < LINES * count {
+        if start * count + at < total * count {
+            products[start * count + at] = held[at / count * comptime!(BLOCK + 1) + at % count];
+        }
+        at += LINES;
+    }
+}
+
 /// Copies lines of `m` elements to lines of `stride`, filled up with zeros, or back.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn copy_lines<I: Float, O: Float>(
