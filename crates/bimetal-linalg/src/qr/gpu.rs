@@ -1,8 +1,8 @@
 //! QR on the GPU: one launch for matrices whose columns fit into registers.
 
-mod blocked;
-mod columns;
-mod panels;
+pub(crate) mod blocked;
+pub(crate) mod columns;
+pub(crate) mod panels;
 
 use self::columns::{Layout, factor_columns};
 use super::{Dims, Form};

@@ -1,7 +1,8 @@
 //! QR factorisations `A = Q·R` by Householder reflectors, with Q explicit (reduced or complete) or as reflectors.
 
 mod cpu;
-mod gpu;
+pub(crate) use cpu::real;
+pub(crate) mod gpu;
 mod reference;
 
 use crate::status;
@@ -13,6 +14,9 @@ use bimetal_core::{DType, Error, Gpu, Problem, Result, Shape, Spec, Tensor};
 
 /// The operations of this family.
 pub(crate) static OPS: &[&dyn Definition] = &[&Kind::Qr, &Kind::Geqrf];
+
+/// What factorisations are defined for.
+pub(crate) const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::F16, DType::BF16];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -225,6 +229,11 @@ pub fn geqrf_into(a: &Tensor, out: &mut Reflectors) -> Result<()> {
     QrParams::default().ensure(&out.status)
 }
 
+/// The operation of [`geqrf`].
+pub(crate) fn reflectors() -> impl Op {
+    Factor { form: Form::Packed }
+}
+
 impl QrParams {
     fn ensure(self, found: &Tensor) -> Result<()> {
         if self.check_errors { status::ensure("qr", found, |_| Problem::NotFinite) } else { Ok(()) }
@@ -250,8 +259,8 @@ impl Op for Factor {
         let [a] = inputs else {
             return Err(Error::argument(self.name(), "inputs", format!("1 tensor, got {}", inputs.len())));
         };
-        if !DType::FLOATS.contains(&a.dtype) {
-            return Err(Error::dtype(self.name(), "a", a.dtype, &DType::FLOATS));
+        if !FLOATS.contains(&a.dtype) {
+            return Err(Error::dtype(self.name(), "a", a.dtype, &FLOATS));
         }
         let Dims { m, n, k, .. } = self.dims(&a.shape)?;
         let leading = &a.shape.dims()[..a.shape.rank() - 2];
@@ -334,6 +343,10 @@ impl Definition for Kind {
             Self::Qr => "QR factorisation with explicit Q, reduced or complete",
             Self::Geqrf => "QR factorisation with Q as Householder reflectors",
         }
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        &FLOATS
     }
 
     fn cases(&self) -> Vec<Case> {

@@ -1,19 +1,19 @@
-//! Large matrices: faer's blocked factorisation.
+//! Large matrices: panels by reflectors, and what is beside them by products, `A − V·Tᵀ·(Vᵀ·A)`, with faer's kernels.
 
-use super::real::{Real, Stored, scale, scan};
+use super::real::{Memory, Real, Stored, scale, scan};
+use super::rows::factor as factor_rows;
 use super::{Form, Parts};
 use crate::qr::Dims;
 use crate::status::NOT_FINITE;
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::householder::{
-    apply_block_householder_sequence_on_the_left_in_place_scratch as apply_scratch,
-    apply_block_householder_sequence_on_the_left_in_place_with_conj as apply,
-};
-use faer::linalg::qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, recommended_block_size};
-use faer::{Conj, Mat, Par};
+use bimetal_core::cpu::simd::{Kernel, Level, Simd, dispatch_at};
 
-/// Elements of Q from which more than one thread is faster.
-const THREADS_FROM: usize = 512 * 512;
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
+
+/// Columns of a panel: fewer where the smaller extent is below the last number.
+const WIDTHS: [usize; 3] = [32, 64, 300];
+/// Elements of a matrix from which products use all threads.
+const THREADS_FROM: usize = 250 * 250;
 
 /// Factorises one matrix with at most this many threads.
 pub(super) fn factor<E: Stored>(form: Form, dims: &Dims, a: &[E], parts: Parts<E>, threads: usize) {
@@ -28,35 +28,144 @@ pub(super) fn factor<E: Stored>(form: Form, dims: &Dims, a: &[E], parts: Parts<E
     }
     let scale = scale(largest);
     let par = if threads > 1 && m * n >= THREADS_FROM { Par::rayon(threads) } else { Par::Seq };
-    let mut x = Mat::<E::Work>::from_fn(m, n, |i, j| a[i * n + j].widen() * scale);
-    let block = recommended_block_size::<E::Work>(m, n).min(k);
-    let mut blocks = Mat::<E::Work>::zeros(block, k);
+    let width = WIDTHS[usize::from(k >= WIDTHS[2])];
     let columns = form.columns(dims);
-    let scratch = qr_in_place_scratch::<E::Work>(m, n, block, par, Default::default())
-        .or(apply_scratch::<E::Work>(m, block, columns));
-    let mut buffer = MemBuffer::new(scratch);
-    qr_in_place(x.as_mut(), blocks.as_mut(), par, MemStack::new(&mut buffer), Default::default());
-    let unscaled = |i: usize, j: usize| E::narrow(x[(i, j)] / scale);
+    let mut memory = Memory::take(m * n + m * columns + k * m + k + k * width + 2 * width * n.max(columns) + width * width);
+    let (x, rest) = memory.slice().split_at_mut(m * n);
+    let (q, rest) = rest.split_at_mut(m * columns);
+    let (v, rest) = rest.split_at_mut(k * m);
+    let (tau, rest) = rest.split_at_mut(k);
+    let (t, spare) = rest.split_at_mut(k * width);
+    x.iter_mut().zip(a).for_each(|(x, a)| *x = a.widen() * scale);
+    let mut work = Work { m, width, par, v, tau, t, spare };
+    for start in (0..k).step_by(width) {
+        work.panel(x, n, start, k);
+        let from = start + width.min(k - start);
+        work.apply(x, n, start, k, from, true);
+    }
     if form == Form::Packed {
         for (i, row) in first.chunks_exact_mut(n).enumerate() {
             for (j, out) in row.iter_mut().enumerate() {
-                *out = if j < i { E::narrow(x[(i, j)]) } else { unscaled(i, j) };
+                *out = if j < i && j < k { E::narrow(work.element(i, j)) } else { E::narrow(x[i * n + j] / scale) };
             }
         }
-        for (j, tau) in second.iter_mut().enumerate() {
-            // faer keeps 1/τ, infinite for no reflector.
-            *tau = E::narrow(E::Work::ONE / blocks[(j % block, j)]);
-        }
+        second.iter_mut().zip(work.tau.iter()).for_each(|(out, tau)| *out = E::narrow(*tau));
         return;
     }
     for (i, row) in second.chunks_exact_mut(n).enumerate() {
         row[..i.min(n)].fill(E::narrow(E::Work::default()));
-        row.iter_mut().enumerate().skip(i).for_each(|(j, out)| *out = unscaled(i, j));
+        row.iter_mut().enumerate().skip(i).for_each(|(j, out)| *out = E::narrow(x[i * n + j] / scale));
     }
-    let mut q = Mat::<E::Work>::identity(m, columns);
-    let basis = x.as_ref().subcols(0, k);
-    apply(basis, blocks.as_ref(), Conj::No, q.as_mut(), par, MemStack::new(&mut buffer));
-    for (i, row) in first.chunks_exact_mut(columns).enumerate() {
-        row.iter_mut().enumerate().for_each(|(j, out)| *out = E::narrow(q[(i, j)]));
+    q.fill(E::Work::default());
+    (0..columns).for_each(|i| q[i * columns + i] = E::Work::ONE);
+    for start in (0..k).step_by(width).rev() {
+        work.apply(q, columns, start, k, start, false);
+    }
+    first.iter_mut().zip(q.iter()).for_each(|(out, q)| *out = E::narrow(*q));
+}
+
+/// Reflectors so far.
+struct Work<'a, T> {
+    m: usize,
+    width: usize,
+    par: Par,
+    /// For each panel its reflectors as lines, from the panel's first row on.
+    v: &'a mut [T],
+    tau: &'a mut [T],
+    /// For each panel the triangular factor.
+    t: &'a mut [T],
+    spare: &'a mut [T],
+}
+
+impl<T: Real> Work<'_, T> {
+    /// Where a panel's reflectors are.
+    fn place(&self, start: usize) -> usize {
+        // Panels before it have `width` lines of `m`, `m − width`, … elements.
+        let panels = start / self.width;
+        self.width * (panels * self.m - self.width * (panels * panels.saturating_sub(1) / 2))
+    }
+
+    /// An element of a reflector.
+    fn element(&self, i: usize, j: usize) -> T {
+        let start = j / self.width * self.width;
+        self.v[self.place(start) + (j - start) * (self.m - start) + i - start]
+    }
+
+    /// Factorises the columns from `start` on.
+    fn panel(&mut self, x: &mut [T], n: usize, start: usize, k: usize) {
+        let (rows, count) = (self.m - start, self.width.min(k - start));
+        let place = self.place(start);
+        let v = &mut self.v[place..][..count * rows];
+        let tau = &mut self.tau[start..start + count];
+        dispatch_at(Level::current(), Panel { x: &mut x[start * n + start..], n, rows, v, tau });
+        // T, column by column, from the products of the reflectors.
+        let gram = &mut self.spare[..count * count];
+        let lines = MatRef::from_row_major_slice(v, count, rows);
+        let mut product = MatMut::from_row_major_slice_mut(gram, count, count);
+        matmul(product.as_mut(), Accum::Replace, lines, lines.transpose(), T::ONE, self.par);
+        let t = &mut self.t[start * self.width..][..count * count];
+        t.fill(T::default());
+        for j in 0..count {
+            for i in 0..j {
+                let sum = (i..j).fold(T::default(), |sum, l| t[i * count + l].fused(gram[l * count + j], sum));
+                t[i * count + j] = -(tau[j] * sum);
+            }
+            t[j * count + j] = tau[j];
+        }
+    }
+
+    /// Applies a panel, transposed if `forward`, to the columns of `x` from `from` on.
+    fn apply(&mut self, x: &mut [T], columns: usize, start: usize, k: usize, from: usize, forward: bool) {
+        if from >= columns {
+            return;
+        }
+        let (rows, count, across) = (self.m - start, self.width.min(k - start), columns - from);
+        let place = self.place(start);
+        let v = MatRef::from_row_major_slice(&self.v[place..][..count * rows], count, rows);
+        let t = MatRef::from_row_major_slice(&self.t[start * self.width..][..count * count], count, count);
+        let (products, weights) = self.spare.split_at_mut(count * across);
+        let mut products = MatMut::from_row_major_slice_mut(products, count, across);
+        let mut weights = MatMut::from_row_major_slice_mut(&mut weights[..count * across], count, across);
+        let x = &mut x[start * columns + from..];
+        // Not `from_row_major_slice_with_stride_mut`, which makes a column-major matrix in faer 0.24.4.
+        let x = MatMut::from_column_major_slice_with_stride_mut(x, across, rows, columns).transpose_mut();
+        let t = if forward { t.transpose() } else { t };
+        matmul(products.as_mut(), Accum::Replace, v, x.as_ref(), T::ONE, self.par);
+        matmul(weights.as_mut(), Accum::Replace, t, products.as_ref(), T::ONE, self.par);
+        matmul(x, Accum::Add, v.transpose(), weights.as_ref(), -T::ONE, self.par);
+    }
+}
+
+/// The columns of a panel, which are copied together.
+struct Panel<'a, T> {
+    x: &'a mut [T],
+    n: usize,
+    rows: usize,
+    v: &'a mut [T],
+    tau: &'a mut [T],
+}
+
+impl<T: Real> Kernel for Panel<'_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { x, n, rows, v, tau } = self;
+        let count = tau.len();
+        let step = count.next_multiple_of(T::lanes::<S>());
+        let mut memory = Memory::take(rows * step);
+        let panel = memory.slice();
+        for (to, from) in panel.chunks_exact_mut(step).zip(x.chunks(n)) {
+            to[..count].copy_from_slice(&from[..count]);
+            to[count..].fill(T::default());
+        }
+        factor_rows(s, panel, step, v, tau, rows);
+        for (i, (from, to)) in panel.chunks_exact(step).zip(x.chunks_mut(n)).take(count).enumerate() {
+            to[i..count].copy_from_slice(&from[i..count]);
+        }
+        for (j, line) in v.chunks_exact_mut(rows).enumerate() {
+            line[..j].fill(T::default());
+            line[j] = T::ONE;
+        }
     }
 }

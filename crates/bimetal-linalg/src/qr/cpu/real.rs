@@ -29,7 +29,7 @@ pub(crate) trait Real:
     const ONE: Self;
     /// Sums of squares between these lost nothing to underflow or overflow.
     const SQUARES: [Self; 2];
-    /// A norm below this has no reciprocal.
+    /// Elements below this have no reciprocal; a column of them counts as zero.
     const LEAST: Self;
     /// Matrices whose largest element lies between these are not scaled.
     const UNSCALED: [Self; 2];
@@ -227,23 +227,22 @@ pub(crate) fn reflector<T: Real, I: Iterator<Item = T>>(head: T, squares: T, tai
     let none = Reflector { beta: head, tau: T::default(), factor: T::default() };
     let [low, high] = T::SQUARES;
     let all = head.fused(head, squares);
-    let norm = if squares >= low && all <= high {
-        all.root()
-    } else {
+    let (mut head, mut norm, mut scale) = (head, all.root(), T::ONE);
+    if !(squares >= low && all <= high) {
         let largest = tail().fold(T::default(), |a, x| if x.magnitude() > a { x.magnitude() } else { a });
         if largest == T::default() {
             return none;
         }
         let largest = if head.magnitude() > largest { head.magnitude() } else { largest };
-        let scale = T::normalizer(largest);
-        let head = head * scale;
-        tail().fold(head * head, |sum, x| (x * scale).fused(x * scale, sum)).root() / scale
-    };
-    if norm < T::LEAST {
-        return none;
+        if largest < T::LEAST {
+            return none;
+        }
+        scale = T::normalizer(largest);
+        head = head * scale;
+        norm = tail().fold(head * head, |sum, x| (x * scale).fused(x * scale, sum)).root();
     }
     let beta = if head > T::default() { -norm } else { norm };
-    Reflector { beta, tau: (beta - head) / beta, factor: T::ONE / (head - beta) }
+    Reflector { beta: beta / scale, tau: (beta - head) / beta, factor: scale / (head - beta) }
 }
 
 /// Where the elements that a reflector is applied to are: rows of vectors.

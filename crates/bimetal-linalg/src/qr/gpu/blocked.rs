@@ -1,49 +1,53 @@
 //! Large matrices on the GPU: panels one after another, each applied to the columns after it; then Q from the last one back.
 
 use super::super::{Dims, Form};
-use super::panels::{self, Code, Stores, TILE, TILE_UNITS};
+use super::panels::{self, BLOCK, Code, LINES, Stores, TILE, TILE_UNITS};
+use bimetal_core::gpu::Product;
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
 use bimetal_core::{DType, Error, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
+use std::ops::Range;
 
 /// How panels are given to units.
-struct Params {
+pub(crate) struct Params {
     /// Units that factorise a panel, and that apply it to a column.
     units: usize,
     applying: usize,
     /// Columns of a panel, and elements that a unit holds of it: taller matrices have narrower panels.
-    width: usize,
+    pub(crate) width: usize,
     held: usize,
+    /// Elements of a matrix from which the vendor's products are used.
+    vendor: usize,
 }
 
-const PARAMS: Params = Params { units: 512, applying: 256, width: 8, held: 64 };
+pub(crate) const PARAMS: Params = Params { units: 512, applying: 256, width: 8, held: 64, vendor: 300 * 300 };
 
 /// Columns are this many elements apart, or a multiple: what the vendor's products want.
-const STRIDE: usize = 64;
+pub(crate) const STRIDE: usize = 64;
 
 /// Matrices and what has become of them.
-struct Work<'a> {
-    gpu: &'a Gpu,
-    dims: Dims,
+pub(crate) struct Work<'a> {
+    pub(crate) gpu: &'a Gpu,
+    pub(crate) dims: Dims,
     /// Elements from one column to the next.
-    stride: usize,
+    pub(crate) stride: usize,
     /// Reflectors for which there is room.
-    reflectors: usize,
+    pub(crate) reflectors: usize,
     /// Panels: their first columns and widths, and where the products of their reflectors are.
-    x: Tensor,
-    v: Tensor,
-    tau: Tensor,
-    gram: Tensor,
-    elem: ElemType,
-    address: AddressType,
+    pub(crate) x: Tensor,
+    pub(crate) v: Tensor,
+    pub(crate) tau: Tensor,
+    pub(crate) gram: Tensor,
+    pub(crate) elem: ElemType,
+    pub(crate) address: AddressType,
 }
 
 /// A panel's place.
 #[derive(Clone, Copy)]
-struct Step {
-    first: usize,
-    width: usize,
+pub(crate) struct Step {
+    pub(crate) first: usize,
+    pub(crate) width: usize,
 }
 
 pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
@@ -82,13 +86,19 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
         );
         panels::load::launch_unchecked(
             gpu.client(), tiles(stride, n), units, work.address, a.gpu_arg()?, scales.gpu_arg()?, work.x.gpu_arg()?,
-            batch, m, n, stride, elems,
+            batch, m, n, stride, true, elems,
         );
     }
-    for (index, step) in steps.iter().enumerate() {
-        work.panel(*step, index)?;
-        let from = step.first + step.width;
-        work.apply(&work.x, n, *step, index, from, true)?;
+    let blocks = blocks(&steps);
+    let mut grams = Vec::new();
+    for block in &blocks {
+        let end = steps[block.end - 1].end().min(n);
+        for index in block.clone() {
+            work.panel(steps[index], index)?;
+            work.apply(&work.x, n, steps[index], index, steps[index].end()..end, true)?;
+        }
+        grams.push(work.block_gram(&steps[block.clone()])?);
+        work.apply_block(&work.x, n, &steps, block, grams.last().and_then(Option::as_ref), end, true)?;
     }
     let store = |x: &Tensor, out: &Tensor, rows: usize, columns: usize, stores: Stores| -> Result<()> {
         // SAFETY: as above.
@@ -114,13 +124,18 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
         return store(&work.x, first, m, n, Stores::Packed);
     }
     store(&work.x, second, columns, n, Stores::Triangle)?;
-    let q = work.orthogonal(&steps, columns, make(&[batch, columns, stride])?)?;
+    let q = work.orthogonal(&steps, &blocks, &grams, columns, make(&[batch, columns, stride])?)?;
     store(&q, first, m, columns, Stores::Whole)
+}
+
+/// Units that factorise a panel: 16 planes, if the device has them.
+fn most_units(gpu: &Gpu) -> usize {
+    PARAMS.units.min(gpu.max_units as usize).min(16 * gpu.plane.1 as usize)
 }
 
 /// The panels: as wide as their rows allow.
 fn steps(gpu: &Gpu, m: usize, k: usize) -> Result<Vec<Step>> {
-    let units = PARAMS.units.min(gpu.max_units as usize);
+    let units = most_units(gpu);
     let mut made = Vec::new();
     let mut first = 0;
     while first < k {
@@ -138,6 +153,25 @@ fn steps(gpu: &Gpu, m: usize, k: usize) -> Result<Vec<Step>> {
     Ok(made)
 }
 
+/// Panels that are applied together to the columns after them.
+fn blocks(steps: &[Step]) -> Vec<Range<usize>> {
+    let mut made: Vec<Range<usize>> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        match made.last_mut() {
+            Some(block) if step.end() - steps[block.start].first <= BLOCK => block.end = index + 1,
+            _ => made.push(index..index + 1),
+        }
+    }
+    made
+}
+
+impl Step {
+    /// The column after the panel.
+    fn end(&self) -> usize {
+        self.first + self.width
+    }
+}
+
 impl Work<'_> {
     fn form(&self, width: usize, rows: usize, units: usize) -> Code {
         let planes = units.div_ceil(self.gpu.plane.0 as usize);
@@ -148,7 +182,7 @@ impl Work<'_> {
     fn panel(&self, step: Step, index: usize) -> Result<()> {
         let Dims { batch, m, n, k } = self.dims;
         let Step { first, width } = step;
-        let most = PARAMS.units.min(self.gpu.max_units as usize);
+        let most = most_units(self.gpu);
         let units = (m - first).next_power_of_two().clamp(64.min(most), most);
         let rows = (m - first).div_ceil(units).next_power_of_two();
         let gram = index * batch * PARAMS.width * PARAMS.width;
@@ -178,19 +212,19 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Applies a panel to the columns of `x` from `from` on.
-    fn apply(&self, x: &Tensor, columns: usize, step: Step, index: usize, from: usize, forward: bool) -> Result<()> {
+    /// Applies a panel to the columns `to` of `x`.
+    pub(crate) fn apply(&self, x: &Tensor, columns: usize, step: Step, index: usize, to: Range<usize>, forward: bool) -> Result<()> {
         let Dims { batch, m, .. } = self.dims;
-        if from >= columns {
+        if to.is_empty() {
             return Ok(());
         }
-        let most = PARAMS.applying.min(self.gpu.max_units as usize);
+        let most = PARAMS.applying.min(self.gpu.max_units as usize).min(8 * self.gpu.plane.1 as usize);
         let units = (m - step.first).next_power_of_two().clamp(64.min(most), most);
         // SAFETY: as for the panel.
         unsafe {
             panels::apply::launch_unchecked(
                 self.gpu.client(),
-                self.gpu.cubes(batch * (columns - from)),
+                self.gpu.cubes(batch * to.len()),
                 CubeDim::new_1d(units as u32),
                 self.address,
                 x.gpu_arg()?,
@@ -203,8 +237,8 @@ impl Work<'_> {
                 self.reflectors,
                 self.stride,
                 step.first,
-                from,
-                columns - from,
+                to.start,
+                to.len(),
                 index * batch * PARAMS.width * PARAMS.width,
                 forward,
                 self.form(step.width, 0, units),
@@ -214,8 +248,174 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// The products of a block's reflectors, by the vendor's library; none without it, or where it does not pay.
+    fn block_gram(&self, block: &[Step]) -> Result<Option<Tensor>> {
+        let Dims { batch, m, n, .. } = self.dims;
+        if m * n < PARAMS.vendor {
+            return Ok(None);
+        }
+        let first = block[0].first;
+        let count = block[block.len() - 1].end() - first;
+        let gram = self.empty(&[batch, count, count])?;
+        let product = Product {
+            batch,
+            m: count,
+            n: count,
+            k: self.stride,
+            a_transposed: false,
+            b_transposed: true,
+            strides: [self.reflectors * self.stride, self.reflectors * self.stride, count * count],
+            starts: [first * self.stride, first * self.stride, 0],
+            tf32: false,
+        };
+        Ok(self.gpu.gemm(&product, 1.0, 0.0, &self.v, &self.v, &gram)?.then_some(gram))
+    }
+
+    /// Applies a block of panels to the columns of `x` from `from` on: by two products, or panel by panel.
+    fn apply_block(
+        &self,
+        x: &Tensor,
+        columns: usize,
+        steps: &[Step],
+        block: &Range<usize>,
+        gram: Option<&Tensor>,
+        from: usize,
+        forward: bool,
+    ) -> Result<()> {
+        if from >= columns {
+            return Ok(());
+        }
+        if let Some(gram) = gram
+            && self.apply_products(x, columns, &steps[block.clone()], gram, from, forward)?
+        {
+            return Ok(());
+        }
+        for turn in 0..block.len() {
+            let index = if forward { block.start + turn } else { block.end - 1 - turn };
+            self.apply(x, columns, steps[index], index, from..columns, forward)?;
+        }
+        Ok(())
+    }
+
+    /// `x − x·Vᵀ·T·V` by the vendor's library; false, and nothing done, where it refuses.
+    fn apply_products(
+        &self,
+        x: &Tensor,
+        columns: usize,
+        block: &[Step],
+        gram: &Tensor,
+        from: usize,
+        forward: bool,
+    ) -> Result<bool> {
+        let batch = self.dims.batch;
+        let first = block[0].first;
+        let count = block[block.len() - 1].end() - first;
+        let lines = columns - from;
+        let weights = self.empty(&[batch, lines, count])?;
+        let steps = [columns * self.stride, self.reflectors * self.stride, lines * count];
+        let starts = [from * self.stride, first * self.stride, 0];
+        let inner = Product {
+            batch,
+            m: lines,
+            n: count,
+            k: self.stride,
+            a_transposed: false,
+            b_transposed: true,
+            strides: steps,
+            starts,
+            tf32: false,
+        };
+        if !self.gpu.gemm(&inner, 1.0, 0.0, x, &self.v, &weights)? {
+            return Ok(false);
+        }
+        // SAFETY: the buffers have these extents.
+        unsafe {
+            panels::weights::launch_unchecked(
+                self.gpu.client(),
+                self.gpu.cubes((batch * lines).div_ceil(LINES)),
+                CubeDim::new_1d(LINES as u32),
+                self.address,
+                weights.gpu_arg()?,
+                gram.gpu_arg()?,
+                self.tau.gpu_arg()?,
+                batch * lines,
+                lines,
+                count,
+                self.reflectors,
+                first,
+                forward,
+                self.elem,
+            );
+        }
+        let outer = Product {
+            m: lines,
+            n: self.stride,
+            k: count,
+            b_transposed: false,
+            strides: [steps[2], steps[1], steps[0]],
+            starts: [0, starts[1], starts[0]],
+            ..inner
+        };
+        self.gpu.gemm(&outer, -1.0, 1.0, &weights, &self.v, x)
+    }
+
+    fn empty(&self, extents: &[usize]) -> Result<Tensor> {
+        Tensor::empty_on(Spec::new(Shape::new(extents)?, self.x.dtype()), self.gpu.device())
+    }
+
+    /// Fills `x` with matrices that are not scaled: with their columns, or with their rows.
+    pub(crate) fn load_plain(
+        &self,
+        c: &Tensor,
+        rows: usize,
+        columns: usize,
+        by_rows: bool,
+        elems: [ElemType; 2],
+    ) -> Result<()> {
+        let (gpu, batch) = (self.gpu, self.dims.batch);
+        let total = self.x.numel();
+        // SAFETY: the buffers have these extents; no scale is read.
+        unsafe {
+            if by_rows {
+                panels::copy_lines::launch_unchecked(
+                    gpu.client(), gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+                    CubeDim::new_1d(ELEMENTWISE_UNITS), self.address, c.gpu_arg()?, self.x.gpu_arg()?, total, columns,
+                    self.stride, false, elems,
+                );
+            } else {
+                panels::load::launch_unchecked(
+                    gpu.client(), gpu.cubes(batch * self.stride.div_ceil(TILE) * columns.div_ceil(TILE)),
+                    CubeDim::new_1d(TILE_UNITS as u32), self.address, c.gpu_arg()?, self.tau.gpu_arg()?,
+                    self.x.gpu_arg()?, batch, rows, columns, self.stride, false, elems,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the columns in `x` as rows.
+    pub(crate) fn store_lines(&self, out: &Tensor, elems: [ElemType; 2]) -> Result<()> {
+        let (gpu, total) = (self.gpu, out.numel());
+        // SAFETY: `out` has as many lines as `x`, of `m` elements.
+        unsafe {
+            panels::copy_lines::launch_unchecked(
+                gpu.client(), gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)), CubeDim::new_1d(ELEMENTWISE_UNITS),
+                self.address, self.x.gpu_arg()?, out.gpu_arg()?, total, self.dims.m, self.stride, true,
+                [elems[1], elems[0]],
+            );
+        }
+        Ok(())
+    }
+
     /// The first `columns` columns of Q, transposed, in `q`.
-    fn orthogonal(&self, steps: &[Step], columns: usize, q: Tensor) -> Result<Tensor> {
+    fn orthogonal(
+        &self,
+        steps: &[Step],
+        blocks: &[Range<usize>],
+        grams: &[Option<Tensor>],
+        columns: usize,
+        q: Tensor,
+    ) -> Result<Tensor> {
         let total = q.numel();
         // SAFETY: `total` is the number of elements.
         unsafe {
@@ -231,8 +431,8 @@ impl Work<'_> {
                 self.elem,
             );
         }
-        for (index, step) in steps.iter().enumerate().rev() {
-            self.apply(&q, columns, *step, index, step.first, false)?;
+        for (block, gram) in blocks.iter().zip(grams).rev() {
+            self.apply_block(&q, columns, steps, block, gram.as_ref(), steps[block.start].first, false)?;
         }
         Ok(q)
     }

@@ -29,7 +29,7 @@ pub struct Code {
 
 /// Replaces each of `count` values of the units by its sum over the cube.
 #[cube]
-fn sum_all<A: Float>(values: &mut Array<A>, scratch: &mut Shared<[A]>, #[comptime] count: usize) {
+pub fn sum_all<A: Float>(values: &mut Array<A>, scratch: &mut Shared<[A]>, #[comptime] count: usize) {
     let plane = (UNIT_POS / PLANE_DIM) as usize;
     sync_cube();
     #[unroll]
@@ -114,7 +114,7 @@ pub fn statuses<A: Float>(
     }
 }
 
-/// Transposes and scales matrices: `x` has `stride` elements for each column, those past its rows zero.
+/// Transposes matrices, and scales them if asked: `x` has `stride` elements for each column, those past its rows zero.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn load<I: Float, A: Float>(
     a: &[I],
@@ -124,6 +124,7 @@ pub fn load<I: Float, A: Float>(
     m: usize,
     n: usize,
     stride: usize,
+    #[comptime] scaled: bool,
     #[define(I, A)] _elems: [ElemType; 2],
 ) {
     let mut tile = Shared::<[A]>::new_slice(comptime!(TILE * (TILE + 1)));
@@ -138,8 +139,10 @@ pub fn load<I: Float, A: Float>(
         let far = UNIT_POS as usize / TILE + comptime!(step * TILE_UNITS / TILE);
         let mut value = A::from_int(0);
         if matrix < batch && row + far < m && column + near < n {
-            let scale = scales[matrix * n + column + near];
-            value = A::cast_from(a[(matrix * m + row + far) * n + column + near]) * scale;
+            value = A::cast_from(a[(matrix * m + row + far) * n + column + near]);
+            if comptime!(scaled) {
+                value *= scales[matrix * n + column + near];
+            }
         }
         tile[far * comptime!(TILE + 1) + near] = value;
     }
@@ -158,6 +161,8 @@ pub fn load<I: Float, A: Float>(
 pub enum Stores {
     /// The elements.
     Whole,
+    /// The elements, where there is no status.
+    Unjudged,
     /// Those on and above the diagonal, scaled back; zeros below it.
     Triangle,
     /// The same, with the reflectors below the diagonal.
@@ -195,7 +200,7 @@ pub fn store<I: Float, A: Float>(
         let mut value = A::from_int(0);
         if matrix < batch && i < rows && j < columns {
             let at = (matrix * columns + j) * stride + i;
-            if comptime!(stores == Stores::Whole) {
+            if comptime!(stores == Stores::Whole || stores == Stores::Unjudged) {
                 value = x[at];
             } else if i <= j {
                 let scale = magnitude_bits::<A>(scales[matrix * columns + j], double);
@@ -212,9 +217,13 @@ pub fn store<I: Float, A: Float>(
         let far = UNIT_POS as usize / TILE + comptime!(step * TILE_UNITS / TILE);
         if matrix < batch && row + far < rows && column + near < columns {
             let value = tile[near * comptime!(TILE + 1) + far];
-            let bad = status[matrix] != 0i32;
-            out[(matrix * rows + row + far) * columns + column + near] =
-                I::cast_from(select(bad, not_a_number::<A>(), value));
+            let at = (matrix * rows + row + far) * columns + column + near;
+            if comptime!(stores == Stores::Unjudged) {
+                out[at] = I::cast_from(value);
+            } else {
+                let bad = status[matrix] != 0i32;
+                out[at] = I::cast_from(select(bad, not_a_number::<A>(), value));
+            }
         }
     }
 }
@@ -455,6 +464,87 @@ pub fn apply<A: Float>(
             }
             x[start + row] = value;
             row += form.units;
+        }
+    }
+}
+
+/// Lines of inner products that a cube of [`weights`] turns into weights.
+pub const LINES: usize = 32;
+/// The most reflectors of a block.
+pub const BLOCK: usize = 64;
+
+/// Turns the products of columns with a block's reflectors into the weights with which the block is applied: each unit
+/// solves the triangular system of its line of `count`, which stands for the block's `T`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn weights<A: Float>(
+    products: &mut [A],
+    gram: &[A],
+    tau: &[A],
+    total: usize,
+    lines: usize,
+    count: usize,
+    reflectors: usize,
+    first: usize,
+    #[comptime] forward: bool,
+    #[define(A)] _elem: ElemType,
+) {
+    let mut held = Shared::<[A]>::new_slice(comptime!(LINES * (BLOCK + 1)));
+    let unit = UNIT_POS as usize;
+    let start = CUBE_POS * LINES;
+    let mut at = unit;
+    while at < LINES * count {
+        if start * count + at < total * count {
+            held[at / count * comptime!(BLOCK + 1) + at % count] = products[start * count + at];
+        }
+        at += LINES;
+    }
+    sync_cube();
+    let line = start + unit;
+    let own = unit * comptime!(BLOCK + 1);
+    if line < total {
+        let matrix = line / lines;
+        for step in 0..count {
+            let j = if comptime!(forward) { step } else { count - 1 - step };
+            let row = (matrix * count + j) * count;
+            let mut sum = held[own + j];
+            for before in 0..step {
+                let i = if comptime!(forward) { before } else { count - 1 - before };
+                sum -= held[own + i] * gram[row + i];
+            }
+            held[own + j] = sum * tau[matrix * reflectors + first + j];
+        }
+    }
+    sync_cube();
+    at = unit;
+    while at < LINES * count {
+        if start * count + at < total * count {
+            products[start * count + at] = held[at / count * comptime!(BLOCK + 1) + at % count];
+        }
+        at += LINES;
+    }
+}
+
+/// Copies lines of `m` elements to lines of `stride`, filled up with zeros, or back.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn copy_lines<I: Float, O: Float>(
+    from: &[I],
+    to: &mut [O],
+    total: usize,
+    m: usize,
+    stride: usize,
+    #[comptime] back: bool,
+    #[define(I, O)] _elems: [ElemType; 2],
+) {
+    let at = ABSOLUTE_POS;
+    if at < total {
+        if comptime!(back) {
+            to[at] = O::cast_from(from[at / m * stride + at % m]);
+        } else {
+            let mut value = O::from_int(0);
+            if at % stride < m {
+                value = O::cast_from(from[at / stride * m + at % stride]);
+            }
+            to[at] = value;
         }
     }
 }
