@@ -300,7 +300,8 @@ impl Tensor {
         widened!(F32: f32, F16: half::f16, BF16: half::bf16, F64: f64, I8: i8, U8: u8, I32: i32, U32: u32, I64: i64, Bool: bool)
     }
 
-    /// The tensor on `device`; itself (sharing storage) if it is there already.
+    /// The tensor on `device`; itself (sharing storage) if it is there already. Between CUDA devices the data does not
+    /// pass through the host's memory where they reach each other's.
     ///
     /// # Errors
     /// A device that is not available or fails.
@@ -317,6 +318,12 @@ impl Tensor {
             (Storage::Host(_), _) => {
                 let gpu = Gpu::get(device)?;
                 let handle = gpu.upload(self.host_bytes()?);
+                let storage = Storage::Gpu { gpu, handle, owner: Arc::new(()) };
+                Ok(Self { spec: self.spec.clone(), offset: 0, storage })
+            }
+            (Storage::Gpu { gpu: from, .. }, Device::Cuda(_)) if matches!(from.device(), Device::Cuda(_)) => {
+                let gpu = Gpu::get(device)?;
+                let handle = gpu.copy_of(from, &self.gpu_handle()?, self.spec.bytes())?;
                 let storage = Storage::Gpu { gpu, handle, owner: Arc::new(()) };
                 Ok(Self { spec: self.spec.clone(), offset: 0, storage })
             }

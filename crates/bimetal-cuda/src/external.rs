@@ -7,6 +7,7 @@ use crate::stream::Event;
 use cubecl::client::Client;
 use cubecl::server::Handle;
 use cubecl_environment::stream::StreamId;
+use cubecl_runtime::kernel::BufferIOAttr;
 use cubecl_runtime::memory_management::ManagedMemoryHandle;
 use cudarc::driver::sys::{self, CUstream};
 use std::any::Any;
@@ -40,6 +41,21 @@ pub fn import(client: &Client, address: u64, bytes: u64, owner: Box<dyn Any + Se
 pub fn address(client: &Client, handle: &Handle) -> Result<u64, Failure> {
     let resource = client.get_resource::<crate::CudaServer>(handle.clone());
     resource.map(|r| *r.resource()).map_err(|e| Failure::new("address", e.to_string()))
+}
+
+/// Copies `bytes` bytes from `address`, which may be another device's memory, to the start of `out`, in this thread's order:
+/// directly where the devices reach each other's memory, else as the driver sees fit. What is at the address must be
+/// there already and stay until the copy has run.
+///
+/// # Errors
+/// A client of another runtime. A copy that fails is reported by the next read of `out`.
+pub fn copy_from(client: &Client, address: u64, out: &Handle, bytes: u64) -> Result<(), Failure> {
+    call(client, vec![(out.clone().binding(), BufferIOAttr::WriteOnly)], move |arguments| {
+        let to = arguments.addresses[0];
+        // SAFETY: the caller vouches for the source; the buffer has at least `bytes` bytes.
+        let status = unsafe { sys::cuMemcpyAsync(to, address, bytes as usize, arguments.stream) };
+        check("cuMemcpyAsync", status)
+    })
 }
 
 /// Makes this thread's later work wait for what `stream`, a raw handle or 0 for the default stream, has been given so far.

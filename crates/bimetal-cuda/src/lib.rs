@@ -29,7 +29,9 @@ mod stream;
 pub use call::{Arguments, call, wait};
 pub use device::{Found, found};
 pub use driver::Failure;
-pub use external::{VECTOR, address, free_memory, import, let_wait, memory_report, reset_peak_memory, wait_for};
+pub use external::{
+    VECTOR, address, copy_from, free_memory, import, let_wait, memory_report, reset_peak_memory, wait_for,
+};
 pub use memory::MemoryReport;
 pub use server::CudaServer;
 pub use stream::raw_stream;

@@ -1,10 +1,12 @@
-//! Linear algebra: products of matrices and vectors, factorisations and decompositions.
+//! Linear algebra: products, factorisations, solvers and decompositions.
 
+mod blocks;
 mod dense;
 mod jacobi;
-#[allow(dead_code)]
+mod lanes;
 mod ratio;
-#[allow(dead_code)]
+mod small;
 mod status;
+mod system;
 
-bimetal_core::domain!(pub "linalg": matmul, eigh, svd);
+bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, qr, eigh, svd);

@@ -102,7 +102,9 @@ impl Bench<'_> {
     /// Prepares some units side by side, then times them one after the other.
     fn batch(&mut self, units: &[work::Unit]) -> Result<()> {
         self.bar.set_message(format!("preparing {}", units[0].label()));
-        let prepared = work::prepare(units, self.args.seed);
+        let roofs = &self.report.machine.roofs;
+        let wanted = |unit: &work::Unit| roofs.iter().any(|roof| runner::too_long(unit, roof).is_none());
+        let prepared = work::prepare(units, self.args.seed, wanted);
         for (unit, prepared) in units.iter().zip(&prepared) {
             for roof in self.report.machine.roofs.clone() {
                 if stopped() {

@@ -32,6 +32,9 @@ pub struct Row {
     pub bytes: u64,
     /// Floating-point operations.
     pub flops: u64,
+    /// The most device memory that tensors held during the run, its inputs and outputs included, where the runtime keeps
+    /// an account.
+    pub peak_bytes: Option<u64>,
     /// `bytes / median_s`, in 10⁹ per second.
     pub gbs: Option<f64>,
     /// `flops / median_s`, in 10⁹ per second.

@@ -34,6 +34,10 @@ pub fn row(unit: &Unit, ready: &Result<Ready, String>, roof: &Roof, peers: &mut 
         flops: cost.flops,
         ..Row::default()
     };
+    if let Some(why) = too_long(unit, roof) {
+        row.skipped = Some(why);
+        return row;
+    }
     let ready = match ready {
         Ok(ready) => ready,
         Err(why) => {
@@ -50,6 +54,16 @@ pub fn row(unit: &Unit, ready: &Result<Ready, String>, roof: &Roof, peers: &mut 
         Err(why) => row.notes.push(why),
     }
     row
+}
+
+/// Longest call that a device is asked for, in seconds at its measured rates: some cases are for the fastest devices.
+const LONGEST_S: f64 = 0.5;
+
+/// Why a case is not for this device, if it would take too long there. What `--shape` asks for always runs.
+pub fn too_long(unit: &Unit, roof: &Roof) -> Option<String> {
+    let specs = unit.case.specs(unit.dtype);
+    let least = roof.rates.floor_s(unit.case.op.cost(&specs.iter().collect::<Vec<_>>()));
+    (least > LONGEST_S && !unit.asked).then(|| format!("a call takes at least {least:.1} s here; --shape times it"))
 }
 
 /// Why the device cannot run the unit, if it cannot.
@@ -94,6 +108,7 @@ fn time(
     row: &mut Row,
 ) -> Result<Vec<f64>, String> {
     let device = roof.info.device;
+    let gpu = Gpu::get(device).ok().filter(|gpu| gpu.reset_peak_memory().is_ok());
     let mut runner = Runner::new(unit.case.op.as_ref(), &ready.inputs, device, sets(roof, cost)).map_err(text)?;
     runner.warm_up().map_err(text)?;
     row.cached = cost.bytes * runner.sets() as u64 <= roof.rates.cache_bytes;
@@ -112,6 +127,7 @@ fn time(
         }
     }
     row.calls = runner.calls();
+    row.peak_bytes = gpu.and_then(|gpu| gpu.memory_report().ok()).map(|report| report.peak);
     let (inputs, outputs) = runner.latest();
     let right = judge(&unit.case, inputs, outputs, &ready.expected, row)?;
     for job in jobs {
@@ -208,8 +224,8 @@ mod tests {
 
     fn timed(factor: f32) -> Row {
         let case = Case::new(Doubled { factor }, vec![Input::new(&[1000], Fill::Normal)], Role::Bench);
-        let unit = Unit { domain: "test", op: "doubled", case, dtype: DType::F32 };
-        let ready = work::prepare(std::slice::from_ref(&unit), 1).remove(0);
+        let unit = Unit { domain: "test", op: "doubled", case, dtype: DType::F32, asked: false };
+        let ready = work::prepare(std::slice::from_ref(&unit), 1, |_| true).remove(0);
         let rates = Rates {
             launch_s: 1e-6,
             sync_s: 1e-6,

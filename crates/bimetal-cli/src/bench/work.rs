@@ -28,6 +28,8 @@ pub struct Unit {
     pub op: &'static str,
     pub case: Case,
     pub dtype: DType,
+    /// Its shape was asked for by name.
+    pub asked: bool,
 }
 
 impl Unit {
@@ -77,7 +79,9 @@ pub fn plan(entries: &[Entry], shape: Option<&Shape>, dtype: DType, quick: bool)
             let smallest = cases.iter().map(size).min().unwrap_or(0);
             cases.retain(|case| size(case) <= QUICK_ELEMENTS.max(smallest));
         }
-        plan.units.extend(cases.into_iter().map(|case| Unit { domain: domain.name, op: op.name(), case, dtype }));
+        let asked = shape.is_some();
+        let unit = |case| Unit { domain: domain.name, op: op.name(), case, dtype, asked };
+        plan.units.extend(cases.into_iter().map(unit));
     }
     if plan.units.is_empty() {
         bail!("nothing to time: {}", plan.notes.join("; "));
@@ -108,14 +112,17 @@ pub struct Ready {
     pub expected: Vec<Expected>,
 }
 
-/// Prepares each unit, as many at a time as there are threads: references are plain loops on one thread.
-pub fn prepare(units: &[Unit], seed: u64) -> Vec<Result<Ready, String>> {
+/// Prepares each wanted unit, as many at a time as there are threads: references are plain loops on one thread.
+pub fn prepare(units: &[Unit], seed: u64, wanted: impl Fn(&Unit) -> bool + Sync) -> Vec<Result<Ready, String>> {
     let ready: Vec<OnceLock<Result<Ready, String>>> = units.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..parallel::threads().min(units.len()) {
             scope.spawn(|| {
                 while let Some(i) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < units.len()) {
+                    if !wanted(&units[i]) {
+                        continue;
+                    }
                     let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| prepare_one(&units[i], seed)));
                     let _ = ready[i].set(made.unwrap_or_else(|_| Err("the reference panicked".into())));
                 }
@@ -167,7 +174,7 @@ mod tests {
         let batched: Vec<String> = plan.batches().flatten().map(Unit::label).collect();
         assert_eq!(labels, batched);
         let small = &plan.units[0];
-        let ours = prepare(std::slice::from_ref(small), 7).remove(0).unwrap();
+        let ours = prepare(std::slice::from_ref(small), 7, |_| true).remove(0).unwrap();
         let theirs = verify::inputs(&small.case, DType::F32, 7).unwrap();
         assert_eq!(ours.inputs[0].to_vec::<f32>().unwrap(), theirs[0].to_vec::<f32>().unwrap());
     }

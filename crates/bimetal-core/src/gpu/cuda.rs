@@ -34,6 +34,16 @@ impl Gpu {
         self.told("address", bimetal_cuda::address(&self.client, handle))
     }
 
+    /// A buffer with a copy of one of another CUDA device; waits for both devices.
+    pub(crate) fn copy_of(&self, other: &Gpu, handle: &Handle, bytes: usize) -> Result<Handle> {
+        other.sync()?;
+        let out = self.alloc(bytes);
+        self.told("copy", bimetal_cuda::copy_from(&self.client, other.address(handle)?, &out, bytes as u64))?;
+        // The source must outlive the copy, and its device does not know of it.
+        self.sync()?;
+        Ok(out)
+    }
+
     /// Makes this thread's later work wait for what `stream`, a raw CUDA stream or 0 for the default one, has been given so
     /// far, without stopping the host.
     ///
@@ -139,6 +149,10 @@ impl Gpu {
     }
 
     pub fn wait_for(&self, _stream: usize) -> Result<()> {
+        self.without_cuda()
+    }
+
+    pub(crate) fn copy_of(&self, _other: &Gpu, _handle: &Handle, _bytes: usize) -> Result<Handle> {
         self.without_cuda()
     }
 

@@ -163,34 +163,28 @@ pub fn row_sums(
     }
 }
 
-/// Replaces each of a unit's `count` values by its sum over the units whose positions are equal modulo `lanes`, a power of
-/// two: all of the cube for one lane. Every unit of the cube must call it. `scratch` holds a value for each unit, or as in
-/// [`row_sums()`] for one lane.
+/// Replaces each of a unit's `count` vectors by its sum over the units whose positions are equal modulo `lanes`. Every unit
+/// of the cube must call it; `scratch` holds a vector for each unit.
 #[cube]
-pub fn lane_sums(
-    values: &mut Array<f32>,
-    scratch: &mut Shared<[f32]>,
+pub fn lane_sums<N: Size>(
+    values: &mut Array<Vector<f32, N>>,
+    scratch: &mut Shared<[Vector<f32, N>]>,
     #[comptime] count: usize,
     #[comptime] lanes: usize,
 ) {
-    if comptime!(lanes == 1) {
-        row_sums(values, scratch, count, false);
-    } else {
-        #[unroll]
-        for j in 0..count {
-            sync_cube();
-            scratch[UNIT_POS as usize] = values[j];
-            let mut half = CUBE_DIM / 2;
-            while half >= comptime!(lanes as u32) {
-                sync_cube();
-                if UNIT_POS < half {
-                    scratch[UNIT_POS as usize] += scratch[(UNIT_POS + half) as usize];
-                }
-                half /= 2;
-            }
-            sync_cube();
-            values[j] = scratch[(UNIT_POS % comptime!(lanes as u32)) as usize];
+    let lane = UNIT_POS as usize % lanes;
+    #[unroll]
+    for j in 0..count {
+        sync_cube();
+        scratch[UNIT_POS as usize] = values[j];
+        sync_cube();
+        let mut total = scratch[lane];
+        let mut at = lane + lanes;
+        while at < CUBE_DIM as usize {
+            total += scratch[at];
+            at += lanes;
         }
+        values[j] = total;
     }
 }
 

@@ -88,12 +88,15 @@ pub(super) fn matmul(
     Ok(())
 }
 
-/// Runs the products of a launch: the one place where their implementation is chosen. The vendor's library comes first.
+/// Runs the products of a launch: the one place where their implementation is chosen. The vendor's library comes first, but
+/// for a matrix times a vector along its lines: on an H200 14336×4096 takes our kernel 63.6 µs and cuBLASLt 65.6.
 fn run(launch: &Launch) -> Result<()> {
-    if launch.vendor()? {
+    let way = choose(launch);
+    let one_vector = matches!(way, Way::Lines(_)) && launch.plan.m.min(launch.plan.n) == 1;
+    if !one_vector && launch.vendor()? {
         return Ok(());
     }
-    match choose(launch) {
+    match way {
         Way::Tiles(side) => launch.tiles(side),
         Way::Lines(left) => launch.lines(left),
         Way::Columns(left) => launch.columns(left),

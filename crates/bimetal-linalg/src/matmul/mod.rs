@@ -357,6 +357,8 @@ fn matmul_cases() -> Vec<Case> {
     let agree = |a: &[usize], b: &[usize], fill| case(new(), a, b, fill, Role::Agree);
     let mut cases = vec![
         bench(&[2048, 2048], &[2048, 2048]).tagged("square"),
+        bench(&[8192, 8192], &[8192, 8192]).tagged("large"),
+        bench(&[8192, 4096], &[4096, 14336]),
         bench(&[1, 4096], &[4096, 14336]),
         bench(&[8, 4096], &[4096, 14336]),
         bench(&[128, 4096], &[4096, 4096]),

@@ -1,10 +1,11 @@
-//! Batch norm and its gradients on the GPU: each channel in chunks, whose moments and sums the next launch puts together;
-//! without spatial axes a cube takes neighbouring channels side by side, so that its loads stay contiguous.
+//! Batch norm and its gradients on the GPU: each channel in chunks, whose moments and sums the next launch puts together.
+//! Without spatial axes channels lie side by side, which has kernels of its own.
 
-use super::gpu_backward::{channel_gradients, channel_products};
+use super::gpu_backward::{add_products, channel_gradients};
+use super::gpu_columns::columns;
 use super::{BatchNorm, Kind};
 use crate::normalization::row_norm::gpu::centered_squares;
-use bimetal_core::gpu::kernel::{address_type, lane_sums, row_vector, vector_sum};
+use bimetal_core::gpu::kernel::{address_type, row_sums, row_vector, vector_sum};
 use bimetal_core::{Error, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -14,17 +15,13 @@ use cubecl::server::Handle;
 struct ChannelParams {
     /// Units of a cube.
     units: usize,
-    /// Channels side by side in a cube where there are no spatial axes.
-    lanes: usize,
-    /// Least vectors of a chunk for each of its units.
-    unit_vectors: usize,
     /// Cubes for each multiprocessor.
     cubes: usize,
     /// Most chunks of a channel: every unit reads the moments of all.
     chunks: usize,
 }
 
-const PARAMS: ChannelParams = ChannelParams { units: 256, lanes: 32, unit_vectors: 4, cubes: 8, chunks: 64 };
+const PARAMS: ChannelParams = ChannelParams { units: 256, cubes: 8, chunks: 64 };
 
 /// Vectors that a unit loads at once.
 pub(super) const BATCH: usize = 4;
@@ -33,9 +30,10 @@ pub(super) const BATCH: usize = 4;
 pub(super) struct Form {
     pub(super) weight: bool,
     bias: bool,
-    /// Channels side by side in a cube.
-    pub(super) lanes: usize,
-    pub(super) units: usize,
+    pub(super) backward: bool,
+    /// Units hold their elements of a chunk in registers.
+    held: bool,
+    units: usize,
     pub(super) planes: usize,
 }
 
@@ -51,6 +49,19 @@ pub(super) struct Extents {
     /// Of these, in a chunk.
     pub(super) chunk: u32,
     pub(super) chunks: u32,
+}
+
+impl Form {
+    /// Numbers of a chunk: mean, what its rounding lost, squared deviations; with gradients also `Σ grad·(x − mean)` and
+    /// `Σ grad`.
+    pub(super) fn moments(self) -> usize {
+        if self.backward { 5 } else { 3 }
+    }
+
+    /// Sums of the second pass: deviations and their squares, with gradients two more.
+    pub(super) fn sums(self) -> usize {
+        if self.backward { 4 } else { 2 }
+    }
 }
 
 /// What every launch needs.
@@ -73,12 +84,6 @@ impl Job<'_> {
     fn count(&self) -> CubeCount {
         self.gpu.cubes(self.extents.cubes as usize)
     }
-
-    /// A buffer of `each` numbers for each chunk of each channel.
-    fn partials(&self, each: usize) -> (Handle, usize) {
-        let n = self.extents.channels as usize * self.extents.chunks as usize * each;
-        (self.gpu.alloc(n * size_of::<f32>()), n)
-    }
 }
 
 pub(super) fn batch_norm(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
@@ -87,6 +92,9 @@ pub(super) fn batch_norm(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs:
         return Ok(());
     }
     let layout = op.layout(x.shape());
+    if layout.spatial == 1 {
+        return columns(op, gpu, inputs, outputs);
+    }
     let width = row_vector(gpu.vector(x.dtype()), layout.spatial);
     let (channels, spatial, vectors) = (layout.channels, layout.spatial / width, layout.count() / width);
     if vectors.max(channels * PARAMS.chunks) > i32::MAX as usize {
@@ -94,15 +102,19 @@ pub(super) fn batch_norm(op: &BatchNorm, gpu: &Gpu, inputs: &[&Tensor], outputs:
         return Err(Error::argument(op.kind.name(), "x", expected));
     }
     let units = PARAMS.units.min(gpu.max_units as usize);
-    let lanes = if layout.spatial == 1 { PARAMS.lanes.min(units) } else { 1 };
-    let tiles = channels.div_ceil(lanes);
-    let wanted = (gpu.processors as usize * PARAMS.cubes).div_ceil(tiles).min(PARAMS.chunks);
-    let chunk = vectors.div_ceil(wanted).max(units / lanes * PARAMS.unit_vectors);
+    let wanted = (gpu.processors as usize * PARAMS.cubes).div_ceil(channels).min(PARAMS.chunks);
+    // A batch for each unit stays in registers between the two passes; only channels that would make too many chunks
+    // are read twice.
+    let mut chunk = units * BATCH;
+    let held = vectors.div_ceil(chunk) <= PARAMS.chunks;
+    if !held {
+        chunk = vectors.div_ceil(wanted);
+    }
     let chunks = vectors.div_ceil(chunk);
     let planes = (units / gpu.plane.0 as usize).max(1);
-    let form = Form { weight: op.weight, bias: op.bias, lanes, units, planes };
+    let form = Form { weight: op.weight, bias: op.bias, backward: op.kind == Kind::Backward, held, units, planes };
     let extents = Extents {
-        cubes: (tiles * chunks) as u32,
+        cubes: (channels * chunks) as u32,
         channels: channels as u32,
         spatial: spatial as u32,
         vectors: vectors as u32,
@@ -126,10 +138,11 @@ macro_rules! launch {
     }};
 }
 
-/// Launches the moments of every chunk: three numbers each, chunk after chunk of a channel.
-fn launch_moments(job: &Job<'_>) -> Result<(Handle, usize)> {
-    let (moments, n) = job.partials(3);
-    // SAFETY: `x` holds `vectors` vectors for each channel and there are three moments for each chunk; the kernel drops
+/// Launches the moments of every chunk, chunk after chunk of a channel. The gradient is `x` again where there is none.
+fn launch_moments(job: &Job<'_>, grad: &Tensor) -> Result<(Handle, usize)> {
+    let n = job.extents.channels as usize * job.extents.chunks as usize * job.form.moments();
+    let moments = job.gpu.alloc(n * size_of::<f32>());
+    // SAFETY: `x` and `grad` hold `vectors` vectors for each channel and every chunk has its moments; the kernel drops
     // what is past them.
     unsafe {
         launch!(
@@ -137,6 +150,7 @@ fn launch_moments(job: &Job<'_>) -> Result<(Handle, usize)> {
             channel_moments,
             job.count(),
             job.x.gpu_arg()?,
+            grad.gpu_arg()?,
             BufferArg::from_raw_parts(moments.clone(), n),
             job.extents(),
         );
@@ -145,7 +159,7 @@ fn launch_moments(job: &Job<'_>) -> Result<(Handle, usize)> {
 }
 
 fn training(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
-    let (moments, n) = launch_moments(job)?;
+    let (moments, n) = launch_moments(job, job.x)?;
     // SAFETY: as in `launch_moments`; parameters and statistics have an element for each channel. `x` stands for
     // parameters that are absent: kernels have a fixed list of arguments.
     unsafe {
@@ -194,21 +208,9 @@ fn inference(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> 
 }
 
 fn backward(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
-    let (moments, n) = launch_moments(job)?;
-    let (products, m) = job.partials(2);
-    // SAFETY: as in `training`; there are two products for each chunk.
+    let (moments, n) = launch_moments(job, inputs[0])?;
+    // SAFETY: as in `training`.
     unsafe {
-        launch!(
-            job,
-            channel_products,
-            job.count(),
-            inputs[0].gpu_arg()?,
-            job.x.gpu_arg()?,
-            BufferArg::from_raw_parts(moments.clone(), n),
-            BufferArg::from_raw_parts(products.clone(), m),
-            job.extents(),
-            job.op.eps,
-        );
         launch!(
             job,
             channel_gradients,
@@ -217,7 +219,6 @@ fn backward(job: &Job<'_>, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> R
             job.x.gpu_arg()?,
             job.op.weight(inputs).unwrap_or(&job.x).gpu_arg()?,
             BufferArg::from_raw_parts(moments, n),
-            BufferArg::from_raw_parts(products, m),
             outputs[0].gpu_arg()?,
             outputs[1].gpu_arg()?,
             outputs[2].gpu_arg()?,
@@ -235,100 +236,155 @@ pub(super) fn address(e: u32, channel: u32, extents: &Extents) -> usize {
     row * extents.spatial as usize + (e % extents.spatial) as usize
 }
 
-/// Mean, what its rounding lost, and rstd of a channel in `stats[0..3]`, its sum of squared deviations in `stats[3]`.
+/// The vectors `e`, `e + step`, … of a channel, all on their way at once; past the end the last one stands in.
+#[cube]
+pub(super) fn load_batch<F: Float, N: Size>(
+    x: &[Vector<F, N>],
+    e: u32,
+    step: u32,
+    end: u32,
+    channel: u32,
+    extents: &Extents,
+) -> Array<Vector<f32, N>> {
+    let mut values = Array::<Vector<f32, N>>::new(BATCH);
+    #[unroll]
+    for i in 0..BATCH {
+        values[i] = Vector::cast_from(x[address(min(e + i as u32 * step, end - 1), channel, extents)]);
+    }
+    values
+}
+
+/// Mean, what its rounding lost, and rstd of a channel in `stats[0..3]`, its sum of squared deviations in `stats[3]`; with
+/// gradients `Σ grad·(x − mean)` and `Σ grad` in `stats[4..6]`. The cube's units share the chunks; all must call it.
 #[cube]
 pub(super) fn put_together(
     moments: &[f32],
     stats: &mut Array<f32>,
+    scratch: &mut Shared<[f32]>,
     channel: u32,
     extents: &Extents,
     width: u32,
     eps: f32,
+    #[comptime] form: Form,
 ) {
-    let vectors = extents.vectors;
-    let chunk = extents.chunk;
-    let chunks = extents.chunks;
-    let base = channel as usize * chunks as usize * 3;
-    let count = vectors as f32 * width as f32;
-    let mut mean = 0.0f32;
-    for i in 0..chunks {
-        let size = (min((i + 1) * chunk, vectors) - i * chunk) as f32 * width as f32;
-        mean += moments[base + 3 * i as usize] * (size / count);
+    let each = comptime!(form.moments());
+    let base = channel as usize * extents.chunks as usize * each;
+    let count = extents.vectors as f32 * width as f32;
+    let mut sums = Array::<f32>::new(comptime!(form.sums()));
+    sums[0] = 0.0f32;
+    let mut i = UNIT_POS;
+    while i < extents.chunks {
+        sums[0] += moments[base + each * i as usize] * (chunk_size(i, extents, width) / count);
+        i += CUBE_DIM;
     }
-    let mut deviation = 0.0f32;
-    let mut squares = 0.0f32;
-    for i in 0..chunks {
-        let at = base + 3 * i as usize;
-        let size = (min((i + 1) * chunk, vectors) - i * chunk) as f32 * width as f32;
-        let d = (moments[at] - mean) + moments[at + 1];
-        deviation += d * size;
-        squares += moments[at + 2] + d * d * size;
+    row_sums(&mut sums, scratch, 1usize, false);
+    let mean = sums[0];
+    #[unroll]
+    for j in 0..comptime!(form.sums()) {
+        sums[j] = 0.0f32;
     }
-    let lost = deviation / count;
-    squares = centered_squares(squares, lost, count);
+    i = UNIT_POS;
+    while i < extents.chunks {
+        let at = base + each * i as usize;
+        let size = chunk_size(i, extents, width);
+        let apart = moments[at] - mean;
+        let d = apart + moments[at + 1];
+        sums[0] += d * size;
+        sums[1] += moments[at + 2] + d * d * size;
+        if comptime!(form.backward) {
+            let slopes = moments[at + 4];
+            sums[2] += moments[at + 3] + apart * slopes;
+            sums[3] += slopes;
+        }
+        i += CUBE_DIM;
+    }
+    row_sums(&mut sums, scratch, comptime!(form.sums()), false);
+    let lost = sums[0] / count;
+    let squares = centered_squares(sums[1], lost, count);
     stats[0] = mean;
     stats[1] = lost;
     stats[2] = 1.0f32 / (squares / count + eps).sqrt();
     stats[3] = squares;
+    if comptime!(form.backward) {
+        stats[4] = sums[2] - lost * sums[3];
+        stats[5] = sums[3];
+    }
+}
+
+/// Elements of a chunk.
+#[cube]
+fn chunk_size(part: u32, extents: &Extents, width: u32) -> f32 {
+    let vectors = min((part + 1) * extents.chunk, extents.vectors) - part * extents.chunk;
+    vectors as f32 * width as f32
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn channel_moments<F: Float, N: Size>(
     x: &[Vector<F, N>],
+    grad: &[Vector<F, N>],
     moments: &mut [f32],
     extents: Extents,
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!(if form.lanes == 1 { 2 * form.planes } else { form.units }));
-    let lanes = comptime!(form.lanes as u32);
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(form.sums() * form.planes));
     let position = min(CUBE_POS, extents.cubes as usize - 1);
     let part = (position % extents.chunks as usize) as u32;
-    let wanted = (position / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    let channel = min(wanted, extents.channels - 1);
-    let first = part * extents.chunk + UNIT_POS / lanes;
+    let channel = (position / extents.chunks as usize) as u32;
+    let first = part * extents.chunk + UNIT_POS;
     let end = min((part + 1) * extents.chunk, extents.vectors);
     let count = (end - part * extents.chunk) as f32 * N::value() as f32;
-    let step = CUBE_DIM / lanes;
-    let mut sums = Array::<f32>::new(2usize);
+    let step = CUBE_DIM;
+    let mut sums = Array::<f32>::new(comptime!(form.sums()));
     sums[0] = 0.0f32;
     let mut e = first;
+    let mut values = Array::<Vector<f32, N>>::new(BATCH);
     while e < end {
+        values = load_batch::<F, N>(x, e, step, end, channel, &extents);
         #[unroll]
         for i in 0..BATCH {
-            let at = e + i as u32 * step;
-            if at < end {
-                let v: Vector<f32, N> = Vector::cast_from(x[address(at, channel, &extents)]);
-                sums[0] += vector_sum(v);
+            if e + (i as u32) * step < end {
+                sums[0] += vector_sum(values[i]);
             }
         }
         e += BATCH as u32 * step;
     }
-    lane_sums(&mut sums, &mut scratch, 1usize, form.lanes);
+    row_sums(&mut sums, &mut scratch, 1usize, false);
     let mean = sums[0] / count;
-    sums[0] = 0.0f32;
-    sums[1] = 0.0f32;
+    #[unroll]
+    for j in 0..comptime!(form.sums()) {
+        sums[j] = 0.0f32;
+    }
     e = first;
     while e < end {
+        if comptime!(!form.held) {
+            values = load_batch::<F, N>(x, e, step, end, channel, &extents);
+        }
+        if comptime!(form.backward) {
+            let slopes = load_batch::<F, N>(grad, e, step, end, channel, &extents);
+            add_products::<N>(&mut sums, &slopes, &values, mean, end - e, step);
+        }
         #[unroll]
         for i in 0..BATCH {
-            let at = e + i as u32 * step;
-            if at < end {
-                let v: Vector<f32, N> = Vector::cast_from(x[address(at, channel, &extents)]);
-                let d = v - Vector::new(mean);
+            if e + (i as u32) * step < end {
+                let d = values[i] - Vector::new(mean);
                 sums[0] += vector_sum(d);
                 sums[1] += vector_sum(d * d);
             }
         }
         e += BATCH as u32 * step;
     }
-    lane_sums(&mut sums, &mut scratch, 2usize, form.lanes);
-    if UNIT_POS < lanes && wanted < extents.channels && CUBE_POS < extents.cubes as usize {
-        let at = 3 * (channel as usize * extents.chunks as usize + part as usize);
+    row_sums(&mut sums, &mut scratch, comptime!(form.sums()), false);
+    if UNIT_POS == 0 && CUBE_POS < extents.cubes as usize {
+        let at = comptime!(form.moments()) * (channel as usize * extents.chunks as usize + part as usize);
         let lost = sums[0] / count;
         moments[at] = mean;
         moments[at + 1] = lost;
         moments[at + 2] = centered_squares(sums[1], lost, count);
+        if comptime!(form.backward) {
+            moments[at + 3] = sums[2];
+            moments[at + 4] = sums[3];
+        }
     }
 }
 
@@ -349,15 +405,16 @@ fn normalize_batch<F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
-    let lanes = comptime!(form.lanes as u32);
-    let step = CUBE_DIM / lanes;
-    let part = (CUBE_POS % extents.chunks as usize) as u32;
-    let channel = (CUBE_POS / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    if channel < extents.channels && CUBE_POS < extents.cubes as usize {
-        let mut stats = Array::<f32>::new(4usize);
-        put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(form.sums() * form.planes));
+    let step = CUBE_DIM;
+    let position = min(CUBE_POS, extents.cubes as usize - 1);
+    let part = (position % extents.chunks as usize) as u32;
+    let channel = (position / extents.chunks as usize) as u32;
+    let mut stats = Array::<f32>::new(4usize);
+    put_together(moments, &mut stats, &mut scratch, channel, &extents, N::value() as u32, eps, form);
+    if CUBE_POS < extents.cubes as usize {
         let c = channel as usize;
-        if part == 0 && UNIT_POS < lanes {
+        if part == 0 && UNIT_POS == 0 {
             let count = extents.vectors as f32 * N::value() as f32;
             new_mean[c] = (1.0f32 - momentum) * running_mean[c] + momentum * (stats[0] + stats[1]);
             new_var[c] = (1.0f32 - momentum) * running_var[c] + momentum * (stats[3] / (count - 1.0f32));
@@ -371,14 +428,9 @@ fn normalize_batch<F: Float, N: Size>(
             shift = f32::cast_from(bias[c]);
         }
         let end = min((part + 1) * extents.chunk, extents.vectors);
-        let mut e = part * extents.chunk + UNIT_POS / lanes;
+        let mut e = part * extents.chunk + UNIT_POS;
         while e < end {
-            let mut values = Array::<Vector<f32, N>>::new(BATCH);
-            #[unroll]
-            for i in 0..BATCH {
-                let own = min(e + i as u32 * step, end - 1);
-                values[i] = Vector::cast_from(x[address(own, channel, &extents)]);
-            }
+            let values = load_batch::<F, N>(x, e, step, end, channel, &extents);
             #[unroll]
             for i in 0..BATCH {
                 let own = e + i as u32 * step;

@@ -1,64 +1,26 @@
-//! The kernels of batch norm's gradients: sums of each chunk over a channel, then the gradients from all of them.
+//! The gradients of batch norm: what a chunk's moments take along, and the gradients from all chunks.
 
-use super::gpu::{BATCH, Extents, Form, address, put_together};
-use bimetal_core::gpu::kernel::{lane_sums, vector_sum};
+use super::gpu::{BATCH, Extents, Form, address, load_batch, put_together};
+use bimetal_core::gpu::kernel::vector_sum;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// `Σ grad·x̂` and `Σ grad` of each chunk.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn channel_products<F: Float, N: Size>(
-    grad: &[Vector<F, N>],
-    x: &[Vector<F, N>],
-    moments: &[f32],
-    products: &mut [f32],
-    extents: Extents,
-    eps: f32,
-    #[comptime] form: Form,
-    #[define(F)] _dtype: ElemType,
+/// Adds `Σ grad·(x − mean)` and `Σ grad` of the first `left` places of a batch to `sums[2]` and `sums[3]`.
+#[cube]
+pub(super) fn add_products<N: Size>(
+    sums: &mut Array<f32>,
+    slopes: &Array<Vector<f32, N>>,
+    values: &Array<Vector<f32, N>>,
+    mean: f32,
+    left: u32,
+    step: u32,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!(if form.lanes == 1 { 2 * form.planes } else { form.units }));
-    let lanes = comptime!(form.lanes as u32);
-    let position = min(CUBE_POS, extents.cubes as usize - 1);
-    let part = (position % extents.chunks as usize) as u32;
-    let wanted = (position / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    let channel = min(wanted, extents.channels - 1);
-    let mut stats = Array::<f32>::new(4usize);
-    put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
-    let mut sums = Array::<f32>::new(2usize);
-    sums[0] = 0.0f32;
-    sums[1] = 0.0f32;
-    let end = min((part + 1) * extents.chunk, extents.vectors);
-    let mut e = part * extents.chunk + UNIT_POS / lanes;
-    let step = CUBE_DIM / lanes;
-    while e < end {
-        let mut values = Array::<Vector<f32, N>>::new(BATCH);
-        let mut slopes = Array::<Vector<f32, N>>::new(BATCH);
-        #[unroll]
-        for i in 0..BATCH {
-            let own = e + i as u32 * step;
-            let at = address(min(own, end - 1), channel, &extents);
-            values[i] = Vector::cast_from(x[at]);
-            slopes[i] = Vector::new(0.0f32);
-            if own < end {
-                slopes[i] = Vector::cast_from(grad[at]);
-            }
+    #[unroll]
+    for i in 0..BATCH {
+        if (i as u32) * step < left {
+            sums[2] += vector_sum(slopes[i] * (values[i] - Vector::new(mean)));
+            sums[3] += vector_sum(slopes[i]);
         }
-        #[unroll]
-        for i in 0..BATCH {
-            if e + (i as u32) * step < end {
-                let d = (values[i] - Vector::new(stats[0])) - Vector::new(stats[1]);
-                sums[0] += vector_sum(slopes[i] * d);
-                sums[1] += vector_sum(slopes[i]);
-            }
-        }
-        e += BATCH as u32 * step;
-    }
-    lane_sums(&mut sums, &mut scratch, 2usize, form.lanes);
-    if UNIT_POS < lanes && wanted < extents.channels && CUBE_POS < extents.cubes as usize {
-        let at = 2 * (channel as usize * extents.chunks as usize + part as usize);
-        products[at] = sums[0] * stats[2];
-        products[at + 1] = sums[1];
     }
 }
 
@@ -68,7 +30,6 @@ pub(super) fn channel_gradients<F: Float, N: Size>(
     x: &[Vector<F, N>],
     weight: &[F],
     moments: &[f32],
-    products: &[f32],
     dx: &mut [Vector<F, N>],
     dweight: &mut [F],
     dbias: &mut [F],
@@ -77,21 +38,17 @@ pub(super) fn channel_gradients<F: Float, N: Size>(
     #[comptime] form: Form,
     #[define(F)] _dtype: ElemType,
 ) {
-    let lanes = comptime!(form.lanes as u32);
-    let step = CUBE_DIM / lanes;
-    let part = (CUBE_POS % extents.chunks as usize) as u32;
-    let channel = (CUBE_POS / extents.chunks as usize) as u32 * lanes + UNIT_POS % lanes;
-    if channel < extents.channels && CUBE_POS < extents.cubes as usize {
-        let mut stats = Array::<f32>::new(4usize);
-        put_together(moments, &mut stats, channel, &extents, N::value() as u32, eps);
-        let mut scaled = 0.0f32;
-        let mut plain = 0.0f32;
-        for i in 0..extents.chunks {
-            let at = 2 * (channel as usize * extents.chunks as usize + i as usize);
-            scaled += products[at];
-            plain += products[at + 1];
-        }
-        if part == 0 && UNIT_POS < lanes {
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!(form.sums() * form.planes));
+    let step = CUBE_DIM;
+    let position = min(CUBE_POS, extents.cubes as usize - 1);
+    let part = (position % extents.chunks as usize) as u32;
+    let channel = (position / extents.chunks as usize) as u32;
+    let mut stats = Array::<f32>::new(6usize);
+    put_together(moments, &mut stats, &mut scratch, channel, &extents, N::value() as u32, eps, form);
+    if CUBE_POS < extents.cubes as usize {
+        let scaled = stats[4] * stats[2];
+        let plain = stats[5];
+        if part == 0 && UNIT_POS == 0 {
             dweight[channel as usize] = F::cast_from(scaled);
             dbias[channel as usize] = F::cast_from(plain);
         }
@@ -103,16 +60,10 @@ pub(super) fn channel_gradients<F: Float, N: Size>(
             factor *= f32::cast_from(weight[channel as usize]);
         }
         let end = min((part + 1) * extents.chunk, extents.vectors);
-        let mut e = part * extents.chunk + UNIT_POS / lanes;
+        let mut e = part * extents.chunk + UNIT_POS;
         while e < end {
-            let mut values = Array::<Vector<f32, N>>::new(BATCH);
-            let mut slopes = Array::<Vector<f32, N>>::new(BATCH);
-            #[unroll]
-            for i in 0..BATCH {
-                let at = address(min(e + i as u32 * step, end - 1), channel, &extents);
-                values[i] = Vector::cast_from(x[at]);
-                slopes[i] = Vector::cast_from(grad[at]);
-            }
+            let values = load_batch::<F, N>(x, e, step, end, channel, &extents);
+            let slopes = load_batch::<F, N>(grad, e, step, end, channel, &extents);
             #[unroll]
             for i in 0..BATCH {
                 let own = e + i as u32 * step;

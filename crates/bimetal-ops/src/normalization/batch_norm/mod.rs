@@ -4,6 +4,7 @@
 mod cpu;
 mod gpu;
 mod gpu_backward;
+mod gpu_columns;
 mod reference;
 
 use crate::normalization::row_norm::check_same;

@@ -207,23 +207,28 @@ fn load_row<F: Float, N: Size>(
     #[comptime] held: usize,
     #[comptime] form: Form,
 ) -> f32 {
+    // Loads past the end repeat the last vector: a load under a condition waits for the one before it.
+    #[unroll]
+    for i in 0..held {
+        values[i] = Vector::cast_from(x[start + min(first + i as u32 * step, end - 1) as usize]);
+    }
+    if comptime!(form.adds) {
+        #[unroll]
+        for i in 0..held {
+            let k = first + i as u32 * step;
+            let at = start + min(k, end - 1) as usize;
+            let added: Vector<f32, N> = Vector::cast_from(residual[at]);
+            let stored: Vector<F, N> = Vector::cast_from(values[i] + added);
+            values[i] = Vector::cast_from(stored);
+            if stores && k < end {
+                h[at] = stored;
+            }
+        }
+    }
     let mut sum = 0.0f32;
     #[unroll]
     for i in 0..held {
-        let k = first + i as u32 * step;
-        values[i] = Vector::new(0.0f32);
-        if k < end {
-            let at = start + k as usize;
-            values[i] = Vector::cast_from(x[at]);
-            if comptime!(form.adds) {
-                let added: Vector<f32, N> = Vector::cast_from(residual[at]);
-                let stored: Vector<F, N> = Vector::cast_from(values[i] + added);
-                values[i] = Vector::cast_from(stored);
-                if stores {
-                    h[at] = stored;
-                }
-            }
-        }
+        values[i] = select(first + i as u32 * step < end, values[i], Vector::new(0.0f32));
         if comptime!(form.centers) {
             sum += vector_sum(values[i]);
         } else {

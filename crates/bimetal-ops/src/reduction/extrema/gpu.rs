@@ -5,7 +5,7 @@
 //! each chunk to a second launch, which numbers chunks as the first numbers steps.
 
 use super::Kind;
-use crate::reduction::grid::{BATCH, Grid, place};
+use crate::reduction::grid::{BATCH, FOUR_CUBES, Grid, THREE_CUBES, place};
 use bimetal_core::gpu::math::Arithmetic;
 use bimetal_core::{DType, Error, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
@@ -41,7 +41,8 @@ pub(super) fn extrema(gpu: &Gpu, kind: Kind, x: &Tensor, dims: (usize, usize, us
     if inner > u32::MAX as usize {
         return Err(Error::argument(kind.name(), "x", format!("fewer than 2^32 columns, got {inner}")));
     }
-    let grid = Grid::new(gpu, (outer, n, inner), gpu.vector(x.dtype()), true);
+    let cubes = if kind.indexed() == (inner == 1) { THREE_CUBES } else { FOUR_CUBES };
+    let grid = Grid::new(gpu, (outer, n, inner), gpu.vector(x.dtype()), Some(cubes));
     let (largest, indexed) = (kind.largest(), kind.indexed());
     let native = gpu.arithmetic() == Arithmetic::Native;
     let stage = Stage { largest, indexed, from_states: false, to_states: grid.chunks > 1, native };
@@ -56,7 +57,7 @@ pub(super) fn extrema(gpu: &Gpu, kind: Kind, x: &Tensor, dims: (usize, usize, us
     let states = gpu.alloc(grid.results() * stage.parts() * 4);
     launch(gpu, grid, stage, input, (states.clone(), key), 0);
     let widest = if inner == 1 { 1 } else { gpu.vector(DType::I32) };
-    let merge = Grid::new(gpu, (outer, grid.chunks, inner), widest, false);
+    let merge = Grid::new(gpu, (outer, grid.chunks, inner), widest, None);
     let stage = Stage { from_states: true, to_states: false, ..stage };
     let chunk = grid.chunk * if grid.lanes { grid.width } else { 1 };
     launch(gpu, merge, stage, (states, key), output, chunk as u32);

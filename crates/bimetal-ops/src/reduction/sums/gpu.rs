@@ -5,7 +5,7 @@
 //! `[n, mean, variance]` for a variance (merged by Chan's formula, in a form that overflows only with its result).
 
 use super::Kind;
-use crate::reduction::grid::{BATCH, Grid, is_nan_bits, place};
+use crate::reduction::grid::{BATCH, FOUR_CUBES, Grid, THREE_CUBES, is_nan_bits, place};
 use bimetal_core::gpu::kernel::vector_max;
 use bimetal_core::{DType, Error, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
@@ -68,7 +68,8 @@ pub(super) fn sums(
         _ if n > correction => n as f64 / (n - correction) as f64,
         _ => f64::NAN,
     } as f32;
-    let grid = Grid::new(gpu, (outer, n, inner), gpu.vector(x.dtype()), true);
+    let cubes = if state == State::Sum && inner == 1 { THREE_CUBES } else { FOUR_CUBES };
+    let grid = Grid::new(gpu, (outer, n, inner), gpu.vector(x.dtype()), Some(cubes));
     let stage = Stage { state, from_states: false, to_states: grid.chunks > 1, root: kind == Kind::StandardDeviation };
     let (input, elem) = (x.gpu_handle()?, gpu.elem(x.dtype())?);
     if grid.chunks == 1 {
@@ -79,7 +80,7 @@ pub(super) fn sums(
     let states = gpu.alloc(grid.results() * state.parts() * 4);
     launch(gpu, grid, stage, (input, elem), (states.clone(), float), scale);
     let widest = if inner == 1 { 1 } else { gpu.vector(DType::F32) };
-    let merge = Grid::new(gpu, (outer, grid.chunks, inner), widest, false);
+    let merge = Grid::new(gpu, (outer, grid.chunks, inner), widest, None);
     let stage = Stage { from_states: true, to_states: false, ..stage };
     launch(gpu, merge, stage, (states, float), (y.gpu_handle()?, elem), scale);
     Ok(())
@@ -171,14 +172,16 @@ fn reduce<F: Float, O: Float, N: Size>(
     } else {
         let mut k = at.member;
         while k < at.count {
+            // Loads past the end repeat the last step: a load under a condition waits for the one before it.
             let mut values = Array::<Vector<f32, N>>::new(BATCH);
             #[unroll]
             for i in 0..BATCH {
-                let step = k + i as u32 * team;
-                values[i] = Vector::new(0.0f32);
-                if step < at.count {
-                    values[i] = Vector::cast_from(x[at.base + step as usize * columns]);
-                }
+                let step = min(k + i as u32 * team, at.count - 1);
+                values[i] = Vector::cast_from(x[at.base + step as usize * columns]);
+            }
+            #[unroll]
+            for i in 0..BATCH {
+                values[i] = select(k + (i as u32) * team < at.count, values[i], Vector::new(0.0f32));
             }
             // Steps of the batch that exist.
             let valid = min((at.count - k).div_ceil(team), BATCH as u32);

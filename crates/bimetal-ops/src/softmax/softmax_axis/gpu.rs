@@ -170,11 +170,12 @@ fn one_plane_per_row<F: Float, N: Size>(
         let mut largest = f32::new(f32::MIN);
         #[unroll]
         for i in 0..per_unit {
-            let k = UNIT_POS_PLANE + i as u32 * PLANE_DIM;
-            values[i] = Vector::new(f32::new(f32::MIN));
-            if k < vectors {
-                values[i] = Vector::cast_from(x[start + k as usize]);
-            }
+            // Past the end the last vector once more: a load under a condition waits for the one before it.
+            let k = min(UNIT_POS_PLANE + i as u32 * PLANE_DIM, vectors - 1);
+            values[i] = Vector::cast_from(x[start + k as usize]);
+        }
+        #[unroll]
+        for i in 0..per_unit {
             largest = max(largest, vector_max(values[i]));
         }
         largest = plane_max(largest);
@@ -228,11 +229,12 @@ fn one_cube_per_row<F: Float, N: Size>(
     let mut largest = f32::new(f32::MIN);
     #[unroll]
     for i in 0..per_unit {
-        let k = UNIT_POS + i as u32 * CUBE_DIM;
-        values[i] = Vector::new(f32::new(f32::MIN));
-        if k < vectors {
-            values[i] = Vector::cast_from(x[start + k as usize]);
-        }
+        // Past the end the last vector once more: a load under a condition waits for the one before it.
+        let k = min(UNIT_POS + i as u32 * CUBE_DIM, vectors - 1);
+        values[i] = Vector::cast_from(x[start + k as usize]);
+    }
+    #[unroll]
+    for i in 0..per_unit {
         largest = max(largest, vector_max(values[i]));
     }
     largest = cube_max(largest, &mut scratch);

@@ -1,0 +1,399 @@
+//! LU on the CPU: batches of small matrices with a matrix in each lane, large ones by faer.
+
+use super::Kind;
+use crate::lanes::{Entry, Mat, MatTo, Part, Real, by_tiles, each_float, gather, grain, scatter, threads_within};
+use crate::status::NOT_FINITE;
+use bimetal_core::cpu::parallel::{self, Shared};
+use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
+use bimetal_core::{Result, Tensor};
+
+/// The largest extent of matrices that are interleaved, and the most right-hand sides beside them.
+const SMALL: usize = 32;
+
+/// `count` matrices of `m`×`n` with `k` right-hand sides.
+#[derive(Clone, Copy)]
+pub(super) struct Extents {
+    pub(super) count: usize,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+}
+
+/// What becomes of a matrix: outputs for it alone, or for several.
+struct Outputs<'a, E> {
+    /// Factors, solutions, inverses, determinants or signs.
+    first: &'a mut [E],
+    /// Logarithms.
+    second: &'a mut [E],
+    pivots: &'a mut [i32],
+    status: &'a mut [i32],
+}
+
+pub(super) fn run(kind: Kind, extents: Extents, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
+    each_float!(inputs[0].dtype(), T => {
+        let (mut none, mut no_pivots) = ([], []);
+        let (first, rest) = outputs.split_first_mut().expect("the outputs were checked");
+        let (status, rest) = rest.split_last_mut().expect("the outputs were checked");
+        let middle = rest.first_mut();
+        let (second, pivots): (&mut [T], &mut [i32]) = match (kind, middle) {
+            (Kind::Lu, Some(pivots)) => (&mut none, pivots.as_mut_slice()?),
+            (_, Some(second)) => (second.as_mut_slice()?, &mut no_pivots),
+            _ => (&mut none, &mut no_pivots),
+        };
+        let outputs = Outputs { first: first.as_mut_slice::<T>()?, second, pivots, status: status.as_mut_slice()? };
+        let sides = match inputs.get(1) {
+            Some(b) => b.as_slice::<T>()?,
+            None => &[],
+        };
+        batch(kind, extents, inputs[0].as_slice::<T>()?, sides, outputs);
+    });
+    Ok(())
+}
+
+fn batch<E: Entry>(kind: Kind, extents: Extents, a: &[E], b: &[E], outputs: Outputs<E>) {
+    let Extents { count, m, n, k } = extents;
+    let r = m.min(n);
+    if count == 0 {
+        return;
+    }
+    let (first_size, second_size, pivots_size) =
+        (outputs.first.len() / count, outputs.second.len() / count, outputs.pivots.len() / count);
+    let (first, second) = (Shared::new(outputs.first), Shared::new(outputs.second));
+    let (pivots, status) = (Shared::new(outputs.pivots), Shared::new(outputs.status));
+    let small = m.max(n) <= SMALL && k <= SMALL && m * n > 0;
+    let flops = m * n * r / 3 + n * n * k;
+    let (flops, group) = if small { (flops / 8, MAX_LANES) } else { (flops / 2, 1) };
+    parallel::ranges(count, grain(flops, group), |range| {
+        let part = |size: usize| range.start * size..range.end * size;
+        // SAFETY: the ranges are disjoint, and so are the outputs of their matrices.
+        let outputs = unsafe {
+            Outputs {
+                first: first.slice(part(first_size)),
+                second: second.slice(part(second_size)),
+                pivots: pivots.slice(part(pivots_size)),
+                status: status.slice(part(1)),
+            }
+        };
+        let (a, b) = (&a[part(m * n)], if b.is_empty() { b } else { &b[part(n * k)] });
+        if small {
+            E::Real::scratch((m * n + n * k) * MAX_LANES, |work| {
+                dispatch(Interleaved { kind, extents, a, b, outputs, work });
+            });
+        } else {
+            each(kind, Extents { count: range.len(), ..extents }, threads_within(count, m.min(n)), a, b, outputs);
+        }
+    });
+}
+
+/// A matrix after the other.
+fn each<E: Entry>(kind: Kind, extents: Extents, threads: usize, a: &[E], b: &[E], outputs: Outputs<E>) {
+    let Extents { count, m, n, k } = extents;
+    let r = m.min(n);
+    let mut pivots = vec![0; r];
+    E::Real::scratch(m * n + n * k, |work| {
+        let (lu, x) = work.split_at_mut(m * n);
+        for i in 0..count {
+            let a = &a[i * m * n..][..m * n];
+            let sides = if kind == Kind::Solve { &b[i * n * k..][..n * k] } else { &[] };
+            let sound = a.iter().chain(sides).all(|x| x.real().finite());
+            let mut info = if sound { factor(a, [m, n], lu, &mut pivots, threads) } else { NOT_FINITE };
+            let size = outputs.first.len() / count;
+            let out = &mut outputs.first[i * size..][..size];
+            match kind {
+                Kind::Lu => {
+                    let places = outputs.pivots[i * r..][..r].iter_mut();
+                    places.zip(&pivots).for_each(|(to, p)| *to = if sound { *p as i32 + 1 } else { 0 });
+                    by_tiles([m, n], |i, j| out[i * n + j] = E::of(lu[j * m + i]));
+                }
+                Kind::Solve | Kind::Inv if info == 0 => {
+                    right_hand_sides::<E>(sides, &pivots, [n, k], x);
+                    let lu = Mat { p: lu.as_ptr(), extents: [n, n], strides: [1, n as isize] };
+                    let to = MatTo { p: x.as_mut_ptr(), extents: [n, k], strides: [k as isize, 1] };
+                    E::Real::triangular(lu, true, false, to, threads);
+                    E::Real::triangular(lu, false, true, to, threads);
+                    out.iter_mut().zip(x.iter()).for_each(|(out, x)| *out = E::of(*x));
+                }
+                Kind::Solve | Kind::Inv => {}
+                Kind::Det | Kind::Slogdet => {
+                    let diagonal = |j: usize| lu[j * m + j];
+                    let (sign, det, log) = determinant(n, diagonal, |j| pivots[j] != j);
+                    out[0] = E::of(if kind == Kind::Det { det } else { sign });
+                    if kind == Kind::Slogdet {
+                        outputs.second[i] = E::of(if sound { log } else { E::Real::NAN });
+                    }
+                    info = info.min(0);
+                }
+            }
+            if info < 0 || info > 0 && kind != Kind::Lu {
+                out.fill(E::of(E::Real::NAN));
+            }
+            outputs.status[i] = info;
+        }
+    });
+}
+
+/// The rows of the right-hand sides, or of the identity, in the order of the pivots.
+fn right_hand_sides<E: Entry>(b: &[E], pivots: &[usize], [n, k]: [usize; 2], x: &mut [E::Real]) {
+    if b.is_empty() {
+        x.fill(E::Real::default());
+        (0..n.min(k)).for_each(|i| x[i * k + i] = E::Real::ONE);
+    } else {
+        x.iter_mut().zip(b).for_each(|(x, b)| *x = b.real());
+    }
+    for (i, &p) in pivots.iter().enumerate().filter(|(i, p)| i != *p) {
+        let (above, below) = x.split_at_mut(p * k);
+        above[i * k..][..k].swap_with_slice(&mut below[..k]);
+    }
+}
+
+/// Factors a row-major matrix into column-major `lu`; the pivots from 0, and the first that is zero from 1.
+fn factor<E: Entry>(a: &[E], [m, n]: [usize; 2], lu: &mut [E::Real], pivots: &mut [usize], threads: usize) -> i32 {
+    let load = |lu: &mut [E::Real]| by_tiles([m, n], |i, j| lu[j * m + i] = a[i * n + j].real());
+    load(lu);
+    let mut order = vec![0; m];
+    if m * n > 0 {
+        E::Real::lu(m, n, lu, &mut order, threads);
+    }
+    let zero = E::Real::default();
+    let regular = |j: usize| lu[j * m + j] != zero;
+    if !lu.iter().all(|x| x.finite()) || !(0..m.min(n)).all(regular) {
+        // The library divides by every pivot: zero and the smallest numbers need care.
+        load(lu);
+        return careful(lu, [m, n], pivots);
+    }
+    // The exchanges that bring the rows into their order.
+    let mut rows: Vec<usize> = (0..m).collect();
+    let mut places = rows.clone();
+    for (i, pivot) in pivots.iter_mut().enumerate() {
+        let p = places[order[i]];
+        *pivot = p;
+        rows.swap(i, p);
+        places[rows[p]] = p;
+        places[rows[i]] = i;
+    }
+    0
+}
+
+/// Elimination column by column, past pivots that are zero.
+fn careful<R: Real>(w: &mut [R], [m, n]: [usize; 2], pivots: &mut [usize]) -> i32 {
+    let mut info = 0;
+    for k in 0..m.min(n) {
+        let p = (k..m).fold(k, |p, i| if w[k * m + i].size() > w[k * m + p].size() { i } else { p });
+        pivots[k] = p;
+        (0..n).for_each(|j| w.swap(j * m + k, j * m + p));
+        let pivot = w[k * m + k];
+        if pivot == R::default() {
+            info = if info == 0 { k as i32 + 1 } else { info };
+            continue;
+        }
+        w[k * m + k + 1..(k + 1) * m].iter_mut().for_each(|x| *x = *x / pivot);
+        let (left, right) = w.split_at_mut((k + 1) * m);
+        let factors = &left[k * m + k + 1..];
+        for column in right.chunks_exact_mut(m) {
+            let above = column[k];
+            column[k + 1..].iter_mut().zip(factors).for_each(|(x, l)| *x = *x - *l * above);
+        }
+    }
+    info
+}
+
+/// The sign, the determinant and the logarithm of its magnitude; a power of two is kept apart, so that only the result can
+/// overflow.
+#[inline(always)]
+fn determinant<R: Real>(n: usize, diagonal: impl Fn(usize) -> R, exchanged: impl Fn(usize) -> bool) -> (R, R, R) {
+    let (mut sign, mut product, mut power, mut log) = (1.0, 1.0, 0i32, 0.0);
+    for j in 0..n {
+        let u = diagonal(j).to_f64();
+        sign *= if u == 0.0 { 0.0 } else { u.signum() } * if exchanged(j) { -1.0 } else { 1.0 };
+        log += u.abs().ln();
+        product *= u.abs();
+        while product >= 1e30 {
+            (product, power) = (product * 2f64.powi(-64), power + 64);
+        }
+        while product > 0.0 && product < 1e-30 {
+            (product, power) = (product * 2f64.powi(64), power - 64);
+        }
+    }
+    let half = power / 2;
+    let value = sign * product * 2f64.powi(half) * 2f64.powi(power - half);
+    (R::of_f64(sign), R::of_f64(value), R::of_f64(log))
+}
+
+struct Interleaved<'a, E: Entry> {
+    kind: Kind,
+    extents: Extents,
+    a: &'a [E],
+    b: &'a [E],
+    outputs: Outputs<'a, E>,
+    work: &'a mut [E::Real],
+}
+
+impl<E: Entry> Kernel for Interleaved<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { kind, extents: Extents { m, n, k, .. }, a, b, outputs, work } = self;
+        let (r, lanes) = (m.min(n), E::Real::lanes::<S>());
+        let Outputs { first: out, second, pivots, status } = outputs;
+        for first in (0..status.len()).step_by(lanes) {
+            let group = lanes.min(status.len() - first);
+            let (matrix, sides) = work.split_at_mut(m * n * lanes);
+            let mut bad = gather::<S, E>(a, first, [m, n], matrix, Part::All);
+            if kind == Kind::Solve && k > 0 {
+                bad |= gather::<S, E>(b, first, [n, k], sides, Part::All);
+            } else if kind == Kind::Inv {
+                sides[..n * k * lanes].fill(E::Real::default());
+                (0..n).for_each(|i| sides[(i * k + i) * lanes..][..lanes].fill(E::Real::ONE));
+            }
+            let mut swaps = [[0u8; MAX_LANES]; SMALL];
+            let mut info = [0i32; MAX_LANES];
+            let (p, x) = (matrix.as_mut_ptr(), sides.as_mut_ptr());
+            // SAFETY: `matrix` holds m·n vectors and `sides` n·k.
+            unsafe { factor_lanes::<S, E::Real>(s, [m, n], p, &mut swaps, &mut info) };
+            if k > 0 {
+                // SAFETY: as above.
+                unsafe { solve_lanes::<S, E::Real>(s, [n, k], p, x, &swaps) };
+            }
+            let mut failed = bad;
+            for lane in 0..group {
+                let sound = bad >> lane & 1 == 0;
+                let singular = info[lane] != 0 && matches!(kind, Kind::Solve | Kind::Inv);
+                failed |= u32::from(singular) << lane;
+                let i = first + lane;
+                let found = if matches!(kind, Kind::Det | Kind::Slogdet) { 0 } else { info[lane] };
+                status[i] = if sound { found } else { NOT_FINITE };
+                if kind == Kind::Lu {
+                    for j in 0..r {
+                        pivots[i * r + j] = if sound { i32::from(swaps[j][lane]) + 1 } else { 0 };
+                    }
+                }
+                if matches!(kind, Kind::Det | Kind::Slogdet) {
+                    let diagonal = |j: usize| matrix[(j * n + j) * lanes + lane];
+                    let (sign, det, log) = determinant(n, diagonal, |j| usize::from(swaps[j][lane]) != j);
+                    let value = if kind == Kind::Det { det } else { sign };
+                    out[i] = E::of(if sound { value } else { E::Real::NAN });
+                    if kind == Kind::Slogdet {
+                        second[i] = E::of(if sound { log } else { E::Real::NAN });
+                    }
+                }
+            }
+            match kind {
+                Kind::Lu => scatter::<S, E>(matrix, [m, n], &mut out[first * m * n..][..group * m * n], Part::All, failed),
+                Kind::Solve | Kind::Inv if k > 0 => {
+                    scatter::<S, E>(sides, [n, k], &mut out[first * n * k..][..group * n * k], Part::All, failed);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Right-looking elimination; each lane has pivots of its own.
+///
+/// # Safety
+/// `w` holds `m·n` vectors.
+#[inline(always)]
+unsafe fn factor_lanes<S: Simd, R: Real>(
+    s: S,
+    [m, n]: [usize; 2],
+    w: *mut R,
+    swaps: &mut [[u8; MAX_LANES]; SMALL],
+    info: &mut [i32; MAX_LANES],
+) {
+    let lanes = R::lanes::<S>();
+    // SAFETY (this block): indices are below m and n.
+    unsafe {
+        for k in 0..m.min(n) {
+            let mut best = [R::splat(s, R::default()), R::splat(s, R::of_f64(k as f64))];
+            for i in k..m {
+                best = R::larger(s, best, R::load(s, w.add((i * n + k) * lanes)), i);
+            }
+            let mut rows = [R::default(); MAX_LANES];
+            R::store(s, rows.as_mut_ptr(), best[1]);
+            let pivot = w.add((k * n + k) * lanes);
+            for lane in 0..lanes {
+                let p = rows[lane].to_f64() as usize;
+                swaps[k][lane] = p as u8;
+                if p != k {
+                    for j in 0..n {
+                        std::ptr::swap(w.add((k * n + j) * lanes + lane), w.add((p * n + j) * lanes + lane));
+                    }
+                }
+                if *pivot.add(lane) == R::default() && info[lane] == 0 {
+                    info[lane] = k as i32 + 1;
+                }
+                // The column below a pivot that is zero is zero as well.
+                rows[lane] = if *pivot.add(lane) == R::default() { R::ONE } else { *pivot.add(lane) };
+            }
+            let divisor = R::load(s, rows.as_ptr());
+            for i in k + 1..m {
+                let at = w.add((i * n + k) * lanes);
+                let factor = R::quotient(s, R::load(s, at), divisor);
+                R::store(s, at, factor);
+                row_minus::<S, R>(s, factor, w.add((k * n + k + 1) * lanes), w.add((i * n + k + 1) * lanes), n - k - 1);
+            }
+        }
+    }
+}
+
+/// `to ← to − factor·from` for `count` vectors.
+///
+/// # Safety
+/// Both hold as many, and do not overlap.
+#[inline(always)]
+unsafe fn row_minus<S: Simd, R: Real>(s: S, factor: R::V<S>, from: *const R, to: *mut R, count: usize) {
+    let lanes = R::lanes::<S>();
+    for j in 0..count {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = to.add(j * lanes);
+            R::store(s, at, R::neg_fma(s, factor, R::load(s, from.add(j * lanes)), R::load(s, at)));
+        }
+    }
+}
+
+/// Exchanges, then substitution with the unit lower and the upper triangle.
+///
+/// # Safety
+/// `w` holds `n·n` vectors and `x` `n·k`.
+#[inline(always)]
+unsafe fn solve_lanes<S: Simd, R: Real>(
+    s: S,
+    [n, k]: [usize; 2],
+    w: *const R,
+    x: *mut R,
+    swaps: &[[u8; MAX_LANES]; SMALL],
+) {
+    let lanes = R::lanes::<S>();
+    // SAFETY (this block): indices are below n and k.
+    unsafe {
+        for (i, swaps) in swaps.iter().enumerate().take(n) {
+            for (lane, &p) in swaps.iter().enumerate().take(lanes) {
+                let p = usize::from(p);
+                if p != i {
+                    for j in 0..k {
+                        std::ptr::swap(x.add((i * k + j) * lanes + lane), x.add((p * k + j) * lanes + lane));
+                    }
+                }
+            }
+        }
+        for l in 0..n {
+            for i in l + 1..n {
+                let factor = R::load(s, w.add((i * n + l) * lanes));
+                row_minus::<S, R>(s, factor, x.add(l * k * lanes), x.add(i * k * lanes), k);
+            }
+        }
+        for l in (0..n).rev() {
+            let pivot = R::load(s, w.add((l * n + l) * lanes));
+            for j in 0..k {
+                let at = x.add((l * k + j) * lanes);
+                R::store(s, at, R::quotient(s, R::load(s, at), pivot));
+            }
+            for i in 0..l {
+                let factor = R::load(s, w.add((i * n + l) * lanes));
+                row_minus::<S, R>(s, factor, x.add(l * k * lanes), x.add(i * k * lanes), k);
+            }
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What factorisations need of a dtype on the CPU: the type that is computed in, and vectors of it at every level.
+
+use bimetal_core::cpu::scratch::Scratch;
+use bimetal_core::cpu::simd::{Level, Simd};
+use half::{bf16, f16};
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+/// A type that is computed in.
+///
+/// # Safety of the pointer methods
+/// `lanes` elements from each pointer are in bounds.
+pub(crate) trait Real:
+    Copy
+    + Default
+    + PartialOrd
+    + Send
+    + Sync
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + faer::traits::RealField
+    + 'static
+{
+    /// A vector.
+    type V<S: Simd>: Copy;
+    /// 1.
+    const ONE: Self;
+    /// Sums of squares between these lost nothing to underflow or overflow.
+    const SQUARES: [Self; 2];
+    /// A norm below this has no reciprocal.
+    const LEAST: Self;
+    /// Matrices whose largest element lies between these are not scaled.
+    const UNSCALED: [Self; 2];
+
+    /// Elements of a vector.
+    fn lanes<S: Simd>() -> usize;
+    /// Elements of a vector at a level.
+    fn lanes_at(level: Level) -> usize;
+    /// The power of two that brings `x` between ½ and 2.
+    fn normalizer(x: Self) -> Self;
+    /// √x
+    fn root(self) -> Self;
+    /// |x|
+    fn magnitude(self) -> Self;
+    /// self·b + c, rounded once
+    fn fused(self, b: Self, c: Self) -> Self;
+    /// Neither NaN nor infinite.
+    fn finite(self) -> bool;
+    /// Reads a vector.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> Self::V<S>;
+    /// Writes a vector.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, v: Self::V<S>);
+    /// All lanes `x`.
+    fn splat<S: Simd>(s: S, x: Self) -> Self::V<S>;
+    /// a·b + c
+    fn fma<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>, c: Self::V<S>) -> Self::V<S>;
+}
+
+macro_rules! real {
+    ($t:ident, $v:ident, $lanes:ident, $load:ident, $store:ident, $splat:ident, $fma:ident, $half:literal, $low:literal,
+     $high:literal, $least:literal, $small:literal, $large:literal, $bits:ty, $fraction:literal, $bias:literal) => {
+        impl Real for $t {
+            type V<S: Simd> = S::$v;
+            const ONE: Self = 1.0;
+            const SQUARES: [Self; 2] = [$low, $high];
+            const LEAST: Self = $least;
+            const UNSCALED: [Self; 2] = [$small, $large];
+
+            #[inline(always)]
+            fn lanes<S: Simd>() -> usize {
+                S::$lanes
+            }
+            fn lanes_at(level: Level) -> usize {
+                let lanes = match level {
+                    Level::Scalar => 1,
+                    Level::Neon => 4,
+                    Level::Avx2 => 8,
+                    Level::Avx512 => 16,
+                };
+                (lanes / $half).max(1)
+            }
+            fn normalizer(x: Self) -> Self {
+                // The exponent of the reciprocal, kept among those of normal numbers.
+                let exponent = (x.to_bits() >> $fraction) as i64 & (2 * $bias + 1);
+                let wanted = (2 * $bias - exponent).clamp(1, 2 * $bias);
+                Self::from_bits((wanted as $bits) << $fraction)
+            }
+            #[inline(always)]
+            fn root(self) -> Self {
+                self.sqrt()
+            }
+            #[inline(always)]
+            fn magnitude(self) -> Self {
+                $t::abs(self)
+            }
+            #[inline(always)]
+            fn fused(self, b: Self, c: Self) -> Self {
+                $t::mul_add(self, b, c)
+            }
+            #[inline(always)]
+            fn finite(self) -> bool {
+                $t::is_finite(self)
+            }
+            #[inline(always)]
+            unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::$v {
+                // SAFETY: the caller's promise.
+                unsafe { s.$load(p) }
+            }
+            #[inline(always)]
+            unsafe fn store<S: Simd>(s: S, p: *mut Self, v: S::$v) {
+                // SAFETY: the caller's promise.
+                unsafe { s.$store(p, v) }
+            }
+            #[inline(always)]
+            fn splat<S: Simd>(s: S, x: Self) -> S::$v {
+                s.$splat(x)
+            }
+            #[inline(always)]
+            fn fma<S: Simd>(s: S, a: S::$v, b: S::$v, c: S::$v) -> S::$v {
+                s.$fma(a, b, c)
+            }
+        }
+    };
+}
+
+real!(f32, F, LANES, load, store, splat, fma, 1, 1e-28, 1e34, 4.7e-38, 1e-10, 1e10, u32, 23, 127);
+real!(f64, D, LANES_F64, load_f64, store_f64, splat_f64, fma_f64, 2, 1e-280, 1e290, 8.9e-308, 1e-100, 1e100, u64, 52, 1023);
+
+/// An element type, and what it is computed in.
+pub(crate) trait Stored: Copy + Send + Sync + bimetal_core::Scalar + 'static {
+    /// The type of the computation.
+    type Work: Real;
+    /// The same value.
+    fn widen(self) -> Self::Work;
+    /// The nearest value.
+    fn narrow(x: Self::Work) -> Self;
+    /// Not a number.
+    const NAN: Self;
+}
+
+macro_rules! stored {
+    ($($t:ident, $work:ident, $x:ident, $widen:expr, $narrow:expr;)*) => {$(
+        impl Stored for $t {
+            type Work = $work;
+            const NAN: Self = $t::NAN;
+            #[inline(always)]
+            fn widen(self) -> $work {
+                let $x = self;
+                $widen
+            }
+            #[inline(always)]
+            fn narrow($x: $work) -> Self {
+                $narrow
+            }
+        }
+    )*};
+}
+
+stored! {
+    f32, f32, x, x, x;
+    f64, f64, x, x, x;
+    f16, f32, x, x.to_f32(), f16::from_f32(x);
+    bf16, f32, x, x.to_f32(), bf16::from_f32(x);
+}
+
+/// Memory of the thread for `n` values, aligned to a vector.
+pub(crate) struct Memory<T> {
+    scratch: Scratch,
+    n: usize,
+    of: std::marker::PhantomData<T>,
+}
+
+impl<T: Real> Memory<T> {
+    /// `n` values of unspecified contents.
+    pub(crate) fn take(n: usize) -> Self {
+        let scratch = Scratch::take(n * size_of::<T>().div_ceil(4) + 16);
+        Self { scratch, n, of: std::marker::PhantomData }
+    }
+
+    /// The values.
+    pub(crate) fn slice(&mut self) -> &mut [T] {
+        let start = self.scratch.as_mut_ptr().cast::<u8>();
+        let start = start.wrapping_add(start.align_offset(64)).cast::<T>();
+        // SAFETY: the scratch memory is 64 bytes longer than the values, initialised and aligned for any of them.
+        unsafe { std::slice::from_raw_parts_mut(start, self.n) }
+    }
+}
+
+/// The largest magnitude of a matrix, and whether all elements are finite.
+#[inline(always)]
+pub(crate) fn scan<E: Stored>(a: &[E]) -> (E::Work, bool) {
+    let (mut largest, mut finite) = (E::Work::default(), true);
+    for x in a {
+        let x = x.widen().magnitude();
+        largest = if x > largest { x } else { largest };
+        finite &= x.finite();
+    }
+    (largest, finite)
+}
+
+/// The power of two that a matrix is multiplied with, given its largest magnitude.
+pub(crate) fn scale<T: Real>(largest: T) -> T {
+    let [low, high] = T::UNSCALED;
+    if largest == T::default() || (largest >= low && largest <= high) { T::ONE } else { T::normalizer(largest) }
+}
+
+/// A reflector `1 − τ·v·vᵀ` that takes a column to `(β, 0, …)`.
+pub(crate) struct Reflector<T> {
+    pub(crate) beta: T,
+    pub(crate) tau: T,
+    /// What the column's tail is multiplied with to give that of `v`, whose first element is 1.
+    pub(crate) factor: T,
+}
+
+/// The reflector of the column `(head, tail)`, LAPACK's `larfg`: `squares` is the tail's sum of squares, computed again
+/// from scaled elements where that lost something. A zero tail gives τ = 0.
+#[inline(always)]
+pub(crate) fn reflector<T: Real, I: Iterator<Item = T>>(head: T, squares: T, tail: impl Fn() -> I) -> Reflector<T> {
+    let none = Reflector { beta: head, tau: T::default(), factor: T::default() };
+    let [low, high] = T::SQUARES;
+    let all = head.fused(head, squares);
+    let norm = if squares >= low && all <= high {
+        all.root()
+    } else {
+        let largest = tail().fold(T::default(), |a, x| if x.magnitude() > a { x.magnitude() } else { a });
+        if largest == T::default() {
+            return none;
+        }
+        let largest = if head.magnitude() > largest { head.magnitude() } else { largest };
+        let scale = T::normalizer(largest);
+        let head = head * scale;
+        tail().fold(head * head, |sum, x| (x * scale).fused(x * scale, sum)).root() / scale
+    };
+    if norm < T::LEAST {
+        return none;
+    }
+    let beta = if head > T::default() { -norm } else { norm };
+    Reflector { beta, tau: (beta - head) / beta, factor: T::ONE / (head - beta) }
+}
+
+/// Where the elements that a reflector is applied to are: rows of vectors.
+pub(crate) struct Place<T> {
+    /// The reflector's tail: one value or vector for each row but the first.
+    pub(crate) v: *const T,
+    pub(crate) v_step: usize,
+    /// The first row's first vector.
+    pub(crate) x: *mut T,
+    pub(crate) x_step: usize,
+    pub(crate) rows: usize,
+    pub(crate) vectors: usize,
+}
+
+/// Applies `1 − τ·v·vᵀ` to rows of vectors: `minus` is −τ. Where `SPLAT`, `v` holds one value for each row, else a vector.
+///
+/// # Safety
+/// The place's rows and vectors are in bounds and not otherwise used.
+#[inline(always)]
+pub(crate) unsafe fn reflect<S: Simd, T: Real, const SPLAT: bool>(s: S, minus: T::V<S>, place: Place<T>) {
+    let (lanes, mut at) = (T::lanes::<S>(), 0);
+    // SAFETY: vectors from `at` on are within the place.
+    unsafe {
+        while at + 8 <= place.vectors {
+            reflect_some::<S, T, SPLAT, 8>(s, minus, &place, place.x.add(at * lanes));
+            at += 8;
+        }
+        if at + 4 <= place.vectors {
+            reflect_some::<S, T, SPLAT, 4>(s, minus, &place, place.x.add(at * lanes));
+            at += 4;
+        }
+        if at + 2 <= place.vectors {
+            reflect_some::<S, T, SPLAT, 2>(s, minus, &place, place.x.add(at * lanes));
+            at += 2;
+        }
+        if at < place.vectors {
+            reflect_some::<S, T, SPLAT, 1>(s, minus, &place, place.x.add(at * lanes));
+        }
+    }
+}
+
+/// [`reflect`] for `B` vectors of each row.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn reflect_some<S: Simd, T: Real, const SPLAT: bool, const B: usize>(
+    s: S,
+    minus: T::V<S>,
+    place: &Place<T>,
+    x: *mut T,
+) {
+    let lanes = T::lanes::<S>();
+    let zero = T::splat(s, T::default());
+    // SAFETY (of all calls): the caller's promise.
+    let v = |i: usize| unsafe {
+        let p = place.v.add((i - 1) * place.v_step);
+        if SPLAT { T::splat(s, *p) } else { T::load(s, p) }
+    };
+    unsafe {
+        let mut sums = [zero; B];
+        for (b, sum) in sums.iter_mut().enumerate() {
+            *sum = T::load(s, x.add(b * lanes));
+        }
+        for i in 1..place.rows {
+            let (v, row) = (v(i), x.add(i * place.x_step));
+            for (b, sum) in sums.iter_mut().enumerate() {
+                *sum = T::fma(s, v, T::load(s, row.add(b * lanes)), *sum);
+            }
+        }
+        for (b, sum) in sums.iter_mut().enumerate() {
+            *sum = T::fma(s, minus, *sum, zero);
+            T::store(s, x.add(b * lanes), T::fma(s, T::splat(s, T::ONE), *sum, T::load(s, x.add(b * lanes))));
+        }
+        for i in 1..place.rows {
+            let (v, row) = (v(i), x.add(i * place.x_step));
+            for (b, sum) in sums.iter().enumerate() {
+                let p = row.add(b * lanes);
+                T::store(s, p, T::fma(s, v, *sum, T::load(s, p)));
+            }
+        }
+    }
+}
