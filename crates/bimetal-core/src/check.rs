@@ -124,6 +124,15 @@ impl fmt::Display for Row {
     }
 }
 
+/// Benchmark cases with more arithmetic than this are checked by the bench alone: a device that is a CPU in truth would take
+/// minutes.
+const BENCH_FLOPS: u64 = 1_000_000_000;
+
+fn flops(case: &Case) -> u64 {
+    let specs = case.specs(DType::F32);
+    case.op.cost(&specs.iter().collect::<Vec<_>>()).flops
+}
+
 /// Runs every case of `op` on every target and dtype of the plan.
 pub fn check(op: &dyn Definition, plan: &Plan, report: &mut dyn FnMut(Row)) {
     let row = |case: &str, dtype, target: String, outcome| Row {
@@ -143,7 +152,7 @@ pub fn check(op: &dyn Definition, plan: &Plan, report: &mut dyn FnMut(Row)) {
     }
     for case in op.cases() {
         let elements: usize = case.inputs.iter().map(|i| i.shape.numel()).sum();
-        if case.role == Role::Bench && elements > plan.bench_elements {
+        if case.role == Role::Bench && (elements > plan.bench_elements || flops(&case) > BENCH_FLOPS) {
             continue;
         }
         for &dtype in op.dtypes() {

@@ -1,6 +1,9 @@
-//! Eigenvalues and eigenvectors on the CPU: faer's tridiagonalisation and divide and conquer, threads over the batch.
+//! Eigenvalues and eigenvectors on the CPU: faer's tridiagonalisation and divide and conquer, threads over the batch; Jacobi in
+//! the lanes of vectors for batches of small matrices.
 
 use crate::dense::{Real, each, scales};
+use crate::jacobi::cpu::{Batch, suits};
+use crate::lanes::{Entry, Part};
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::parallel::{self, Shared};
 use bimetal_core::{DType, Result, Scalar, Tensor};
@@ -15,7 +18,12 @@ const THREADS_FROM: usize = 1000;
 pub(super) fn eigh(upper: bool, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
     // faer's values without vectors, by the square-root-free QR iteration, are off by a hundred ε in f32.
     let precise = outputs.len() == 2;
+    let [.., n] = a.shape().dims() else { unreachable!("square matrices") };
+    let small = suits(a.numel().checked_div(n * n).unwrap_or(0), *n, *n);
     match a.dtype() {
+        DType::F32 if small => interleaved::<f32>(upper, a, outputs),
+        DType::F16 if small => interleaved::<f16>(upper, a, outputs),
+        DType::BF16 if small => interleaved::<bf16>(upper, a, outputs),
         DType::F64 => typed::<f64, f64>(upper, a, outputs),
         DType::F32 if precise => typed::<f32, f64>(upper, a, outputs),
         DType::F16 if precise => typed::<f16, f64>(upper, a, outputs),
@@ -39,7 +47,7 @@ fn typed<E: Scalar, C: Real>(upper: bool, a: &Tensor, outputs: &mut [&mut Tensor
         Some(vectors) => Some(Shared::new(vectors.as_mut_slice::<E>()?)),
         None => None,
     };
-    each(count, n * n * n, |i, alone| {
+    let one = |i: usize, alone: bool| {
         let par = if alone && n >= THREADS_FROM && parallel::threads() > 1 { Par::rayon(parallel::threads()) } else { Par::Seq };
         let triangle = Triangle { a: &a[i * n * n..][..n * n], n, upper };
         // SAFETY: each matrix has outputs of its own.
@@ -47,7 +55,34 @@ fn typed<E: Scalar, C: Real>(upper: bool, a: &Tensor, outputs: &mut [&mut Tensor
         // SAFETY: as above.
         let vectors = vectors.as_ref().map(|v| unsafe { v.slice(i * n * n..(i + 1) * n * n) });
         status[0] = triangle.decompose::<C>(values, vectors, par);
-    });
+    };
+    each(count, n * n * n, one);
+    Ok(())
+}
+
+/// A batch of small matrices, in the lanes of vectors.
+fn interleaved<E: Entry<Real = f32>>(upper: bool, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
+    let n = a.shape().dims()[a.shape().rank() - 1];
+    let (values, rest) = outputs.split_first_mut().expect("values");
+    let (status, vectors) = rest.split_last_mut().expect("a status");
+    let left = match vectors.first_mut() {
+        Some(vectors) => Some(Shared::new(vectors.as_mut_slice::<E>()?)),
+        None => None,
+    };
+    let batch = Batch {
+        a: a.as_slice::<E>()?,
+        m: n,
+        n,
+        count: status.numel(),
+        part: if upper { Part::Upper } else { Part::Lower },
+        symmetric: true,
+        values: Shared::new(values.as_mut_slice::<E>()?),
+        left,
+        right: None,
+        status: Shared::new(status.as_mut_slice::<i32>()?),
+    };
+    // A shifted matrix is positive definite: none of its columns is zero.
+    batch.run(|_| unreachable!("columns have lengths"));
     Ok(())
 }
 

@@ -11,12 +11,17 @@ use bimetal_core::{DType, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use step::Lanes;
 use whole::Form;
 
 /// Tunables.
 struct Params {
     /// Units of a cube at most.
     units: usize,
+    /// Units that share a pair of columns, at least: few, because each of them computes the rotation.
+    lanes: usize,
+    /// Elements of a column in the registers of a unit before more units share it; twice as many at most.
+    kept: usize,
     /// Columns of a block where the memory of a cube allows.
     block: usize,
     /// Sweeps at most in one launch.
@@ -28,7 +33,8 @@ struct Params {
     shared_from: usize,
 }
 
-const PARAMS: Params = Params { units: 1024, block: 16, sweeps: 40, launched_sweeps: 20, shared_from: 160 };
+const PARAMS: Params =
+    Params { units: 1024, lanes: 8, kept: 16, block: 16, sweeps: 40, launched_sweeps: 20, shared_from: 160 };
 
 /// What to compute.
 #[derive(Clone, Copy)]
@@ -67,9 +73,7 @@ pub(crate) fn decompose(gpu: &Gpu, request: Request, a: &Tensor, targets: &Targe
     let swapped = m < n;
     let (rows, cols) = (m.max(n), m.min(n));
     let carries = request.vectors && !request.symmetric;
-    let height = if carries { rows + cols } else { rows };
-    let form =
-        Form { symmetric: request.symmetric, upper: request.upper, vectors: request.vectors, joined: false, wide };
+    let form = Form { symmetric: request.symmetric, upper: request.upper, vectors: request.vectors, wide };
     let dummy = gpu.alloc(4);
     let job = Job {
         gpu,
@@ -80,7 +84,7 @@ pub(crate) fn decompose(gpu: &Gpu, request: Request, a: &Tensor, targets: &Targe
         batch,
         rows,
         cols,
-        height,
+        carries,
         swapped,
         elems: [gpu.elem(a.dtype())?, gpu.elem(compute)?],
         size: compute.size(),
@@ -105,7 +109,8 @@ struct Job<'a> {
     batch: usize,
     rows: usize,
     cols: usize,
-    height: usize,
+    /// Rotations are applied to an identity below each matrix.
+    carries: bool,
     swapped: bool,
     elems: [ElemType; 2],
     /// Bytes of an element of the computation.
@@ -117,11 +122,19 @@ struct Job<'a> {
     dummy: Handle,
 }
 
-/// Units of a cube, and planes that share a pair of columns.
+/// How the units of a cube share pairs of columns, and how columns are laid out for them.
 #[derive(Clone, Copy)]
 struct Division {
     units: usize,
+    /// Planes that share a pair.
     team: usize,
+    lanes: Lanes,
+    /// Where the elements that are only rotated begin.
+    below: usize,
+    /// Elements of a column in all, with the zeros that fill the last lanes.
+    height: usize,
+    /// Elements from one column to the next in shared memory.
+    stride: usize,
     slots: usize,
 }
 
@@ -139,21 +152,38 @@ fn rounded(n: usize) -> usize {
 }
 
 impl Job<'_> {
-    /// Teams of planes for `pairs` pairs of columns at a time.
+    /// Teams for `pairs` pairs of columns at a time.
     fn division(&self, pairs: usize) -> Division {
-        let plane = self.gpu.plane.1 as usize;
+        let (least, plane) = (self.gpu.plane.0 as usize, self.gpu.plane.1 as usize);
         let most = PARAMS.units.min(self.gpu.max_units as usize).max(plane);
         let pairs = pairs.max(1);
-        // Every unit should have a few elements of a column, or adding up the planes' sums takes longer than the sums.
-        let team = (most / plane / pairs).min(self.rows / (4 * plane)).max(1);
-        let units = (pairs * team * plane).min(most).max(plane);
-        Division { units, team, slots: units.div_ceil(self.gpu.plane.0 as usize) * 3 }
+        let mut lanes = PARAMS.lanes.min(least);
+        while self.rows > PARAMS.kept * lanes && 2 * lanes <= least.min(32) {
+            lanes *= 2;
+        }
+        // Several planes for a pair of long columns, as far as there are units.
+        let mut team = 1;
+        while lanes == plane && self.rows > PARAMS.kept * lanes * team && 2 * team * pairs * plane <= most {
+            team *= 2;
+        }
+        let kept = self.rows.div_ceil(lanes * team);
+        let kept = if kept <= 2 * PARAMS.kept { kept } else { 0 };
+        let below = if kept > 0 { kept * lanes * team } else { self.rows };
+        let tail = if self.carries { self.cols } else { 0 };
+        let tail_kept = if kept > 0 { tail.div_ceil(lanes * team) } else { 0 };
+        let height = if kept > 0 { below + tail_kept * lanes * team } else { below + tail };
+        // Teams side by side in a plane, which take neighbouring columns, hit different banks.
+        let stride = if lanes < 32 { height + (32 + lanes - height % 32) % 32 } else { height | 1 };
+        let units = (pairs * team * lanes).next_multiple_of(plane).min(most / plane * plane).max(plane);
+        let slots = units.div_ceil(least) * 3;
+        let lanes = Lanes { lanes: lanes as u32, kept: kept as u32, tail: tail_kept as u32, joined: team > 1 };
+        Division { units, team, lanes, below, height, stride, slots }
     }
 
     /// How one cube takes a whole matrix, if its memory is large enough and there is work for most processors.
     fn whole_plan(&self) -> Option<WholePlan> {
         let division = self.division(self.cols.div_ceil(2));
-        let needed = self.cols * (self.height | 1);
+        let needed = self.cols * division.stride;
         let most_cols = self.cols.next_multiple_of(32).max(32);
         let fixed = most_cols * (self.size + 4) + division.slots * self.size;
         let room = self.gpu.shared_memory.saturating_sub(fixed) / self.size;
@@ -165,7 +195,8 @@ impl Job<'_> {
     }
 
     fn address(&self) -> AddressType {
-        let extents = [self.a.numel(), self.batch * self.height * self.cols, self.full_numel()];
+        // Columns with the zeros at their ends are at most twice as long.
+        let extents = [self.a.numel(), 4 * self.batch * self.rows * self.cols, self.full_numel()];
         address_type(extents.into_iter().max().unwrap_or(0))
     }
 
@@ -214,6 +245,8 @@ impl Job<'_> {
                 self.batch as u32,
                 self.rows as u32,
                 self.cols as u32,
+                division.below as u32,
+                division.stride as u32,
                 u32::from(self.swapped),
                 left_cols as u32,
                 right_rows as u32,
@@ -224,7 +257,8 @@ impl Job<'_> {
                 plan.elements,
                 plan.most_cols,
                 division.slots,
-                Form { joined: division.team > 1, ..self.form },
+                self.form,
+                division.lanes,
                 self.elems,
             );
         }
@@ -233,7 +267,12 @@ impl Job<'_> {
 
     fn blocks(&self) -> Result<()> {
         let (gpu, batch, sweeps) = (self.gpu, self.batch, PARAMS.launched_sweeps);
-        let elements = batch * self.height * self.cols;
+        let block = self.block_width();
+        let division = self.division(block.unwrap_or(1));
+        // Without blocks, columns have no zeros at their ends.
+        let tail = if self.carries { self.cols } else { 0 };
+        let (below, height) = block.map_or((self.rows, self.rows + tail), |_| (division.below, division.height));
+        let elements = batch * height * self.cols;
         let w = gpu.alloc(elements * self.size);
         let marks = gpu.alloc(batch * 2 * self.size);
         let flags = gpu.alloc(batch * (sweeps + 1) * 4);
@@ -269,25 +308,27 @@ impl Job<'_> {
                 elements,
                 self.rows as u32,
                 self.cols as u32,
-                self.height as u32,
+                below as u32,
+                height as u32,
                 u32::from(self.swapped),
                 self.form,
                 self.elems,
             );
         }
-        let rotations = Rotations { job: self, w: &w, flags: &flags, elements, flag_count, sweeps };
-        match self.block_width() {
-            Some(block) => rotations.of_blocks(block),
+        let rotations = Rotations { job: self, w: &w, flags: &flags, elements, flag_count, sweeps, height };
+        match block {
+            Some(block) => rotations.of_blocks(block, division),
             None => rotations.of_pairs(),
         }
-        self.results(&w, &marks, &flags)
+        self.results(&w, [below, height], &marks, &flags)
     }
 
     /// Columns of a block, two of which a cube can hold.
     fn block_width(&self) -> Option<usize> {
         let mut block = PARAMS.block;
         loop {
-            let elements = 2 * block * (self.height | 1) + self.division(block).slots;
+            let division = self.division(block);
+            let elements = 2 * block * division.stride + division.slots;
             if elements * self.size <= self.gpu.shared_memory {
                 return Some(block);
             }
@@ -299,7 +340,7 @@ impl Job<'_> {
     }
 
     /// Values in order, and the vectors that belong to them.
-    fn results(&self, w: &Handle, marks: &Handle, flags: &Handle) -> Result<()> {
+    fn results(&self, w: &Handle, [below, height]: [usize; 2], marks: &Handle, flags: &Handle) -> Result<()> {
         let (gpu, batch, sweeps) = (self.gpu, self.batch, PARAMS.launched_sweeps);
         let columns = batch * self.cols;
         let lengths = gpu.alloc(columns * self.size);
@@ -312,11 +353,11 @@ impl Job<'_> {
                 gpu.cubes(columns.div_ceil(per_cube)),
                 CubeDim::new_1d(ELEMENTWISE_UNITS),
                 self.address(),
-                self.raw(w, columns * self.height),
+                self.raw(w, columns * height),
                 self.raw(&lengths, columns),
                 columns,
                 self.rows as u32,
-                self.height as u32,
+                height as u32,
                 self.elems[1],
             );
             blocks::sort::launch_unchecked(
@@ -340,10 +381,10 @@ impl Job<'_> {
             );
         }
         if self.request.vectors {
-            let columns = Columns { job: self, w, lengths: &lengths, order: &order };
+            let columns = Columns { job: self, w, height, lengths: &lengths, order: &order };
             columns.write(true, 0, self.rows)?;
             if !self.request.symmetric {
-                columns.write(false, self.rows, self.cols)?;
+                columns.write(false, below, self.cols)?;
             }
         }
         Ok(())
@@ -400,12 +441,12 @@ struct Rotations<'a> {
     elements: usize,
     flag_count: usize,
     sweeps: usize,
+    height: usize,
 }
 
 impl Rotations<'_> {
-    fn of_blocks(&self, block: usize) {
+    fn of_blocks(&self, block: usize, division: Division) {
         let (job, gpu) = (self.job, self.job.gpu);
-        let division = job.division(block);
         let blocks = job.cols.div_ceil(block).next_multiple_of(2).max(2);
         let cubes = job.batch * blocks / 2;
         for launch in 0..self.sweeps * (blocks - 1) {
@@ -422,7 +463,8 @@ impl Rotations<'_> {
                     cubes,
                     job.rows as u32,
                     job.cols as u32,
-                    job.height as u32,
+                    self.height as u32,
+                    division.stride as u32,
                     blocks as u32,
                     round as u32,
                     sweep as u32,
@@ -431,9 +473,9 @@ impl Rotations<'_> {
                     job.tolerance,
                     job.negligible,
                     block as u32,
-                    rounded(2 * block * (job.height | 1)).min(gpu.shared_memory / job.size - division.slots),
+                    rounded(2 * block * division.stride).min(gpu.shared_memory / job.size - division.slots),
                     division.slots,
-                    division.team > 1,
+                    division.lanes,
                     job.elems[1],
                 );
             }
@@ -459,7 +501,7 @@ impl Rotations<'_> {
                     cubes,
                     job.rows as u32,
                     job.cols as u32,
-                    job.height as u32,
+                    self.height as u32,
                     players as u32,
                     round as u32,
                     sweep as u32,
@@ -478,6 +520,7 @@ impl Rotations<'_> {
 struct Columns<'a> {
     job: &'a Job<'a>,
     w: &'a Handle,
+    height: usize,
     lengths: &'a Handle,
     order: &'a Handle,
 }
@@ -502,7 +545,7 @@ impl Columns<'_> {
                 gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
                 CubeDim::new_1d(ELEMENTWISE_UNITS),
                 job.address(),
-                job.raw(self.w, job.batch * job.cols * job.height),
+                job.raw(self.w, job.batch * job.cols * self.height),
                 job.raw(self.lengths, job.batch * job.cols),
                 job.raw(self.order, job.batch * job.cols),
                 job.targets.status.gpu_arg()?,
@@ -511,7 +554,7 @@ impl Columns<'_> {
                 count as u32,
                 job.cols as u32,
                 start as u32,
-                job.height as u32,
+                self.height as u32,
                 along as u32,
                 across as u32,
                 each,

@@ -5,6 +5,7 @@
 //! that nothing but the columns is rotated. Every singular value of a matrix with scaled columns has a small relative error
 //! (Demmel and Veselić, 1992), as with LAPACK's `gesvj`.
 
+pub(crate) mod cpu;
 pub(crate) mod gpu;
 
 /// Cosines below this many epsilons, plus half of the root of the rows, are rounding errors of a scalar product.

@@ -1,6 +1,9 @@
-//! Singular values and vectors on the CPU: faer's bidiagonalisation and divide and conquer, threads over the batch.
+//! Singular values and vectors on the CPU: faer's bidiagonalisation and divide and conquer, threads over the batch; Jacobi in
+//! the lanes of vectors for batches of small matrices.
 
 use crate::dense::{Real, each, scales};
+use crate::jacobi::cpu::{Batch, suits};
+use crate::lanes::{Entry, Part};
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::parallel::{self, Shared};
 use bimetal_core::{DType, Result, Scalar, Tensor};
@@ -15,7 +18,12 @@ const THREADS_FROM: usize = 1000;
 pub(super) fn svd(a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
     // As for eigenvalues, faer's values without vectors are not exact enough in f32.
     let precise = outputs.len() == 2;
+    let [.., m, n] = a.shape().dims() else { unreachable!("matrices") };
+    let small = suits(outputs[outputs.len() - 1].numel(), *m, *n) && !(outputs.len() == 4 && is_full(outputs));
     match a.dtype() {
+        DType::F32 if small => interleaved::<f32>(a, outputs),
+        DType::F16 if small => interleaved::<f16>(a, outputs),
+        DType::BF16 if small => interleaved::<bf16>(a, outputs),
         DType::F64 => typed::<f64, f64>(a, outputs),
         DType::F32 if precise => typed::<f32, f64>(a, outputs),
         DType::F16 if precise => typed::<f16, f64>(a, outputs),
@@ -24,6 +32,49 @@ pub(super) fn svd(a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
         DType::BF16 => typed::<bf16, f32>(a, outputs),
         _ => typed::<f32, f32>(a, outputs),
     }
+}
+
+/// Whether there are more vectors than values.
+fn is_full(outputs: &[&mut Tensor]) -> bool {
+    let extent = |t: &Tensor, from_end: usize| t.shape().dims()[t.shape().rank() - from_end];
+    let k = extent(outputs[1], 1);
+    extent(outputs[0], 1) > k || extent(outputs[2], 2) > k
+}
+
+/// A batch of small matrices, in the lanes of vectors; those without full rank one after the other.
+fn interleaved<E: Entry<Real = f32>>(a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
+    let dims = a.shape().dims();
+    let [m, n] = [dims[dims.len() - 2], dims[dims.len() - 1]];
+    let a = a.as_slice::<E>()?;
+    let (u, s, vh, status) = match outputs {
+        [u, s, vh, status] => (Some(u.as_mut_slice::<E>()?), s, Some(vh.as_mut_slice::<E>()?), status),
+        [s, status] => (None, s, None, status),
+        _ => unreachable!("two or four outputs"),
+    };
+    let (s, status) = (s.as_mut_slice::<E>()?, status.as_mut_slice::<i32>()?);
+    let batch = Batch {
+        a,
+        m,
+        n,
+        count: status.len(),
+        part: Part::All,
+        symmetric: false,
+        values: Shared::new(s),
+        left: u.map(Shared::new),
+        right: vh.map(Shared::new),
+        status: Shared::new(status),
+    };
+    let k = m.min(n);
+    batch.run(|i| {
+        let (Some(u), Some(vh)) = (&batch.left, &batch.right) else { return };
+        // SAFETY: each matrix has outputs of its own.
+        let (target, status) = unsafe {
+            let (u, s) = (u.slice(i * m * k..(i + 1) * m * k), batch.values.slice(i * k..(i + 1) * k));
+            (Target { u, s, vh: vh.slice(i * k * n..(i + 1) * k * n) }, batch.status.slice(i..i + 1))
+        };
+        status[0] = decompose::<E, f32>(&a[i * m * n..][..m * n], [m, n], true, target, Par::Seq);
+    });
+    Ok(())
 }
 
 /// The outputs of one matrix: left vectors, values and right vectors.

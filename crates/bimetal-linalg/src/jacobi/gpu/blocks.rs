@@ -3,7 +3,7 @@
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
 
-use super::step::{Columns, cube_largest, not_finite, rotate, rotation, scale_of};
+use super::step::{Columns, Lanes, cube_largest, not_finite, opponents, rotate, rotation, scale_of, teams};
 use super::whole::{Form, source};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -79,6 +79,7 @@ pub fn fill<I: Float, F: Float>(
     total: usize,
     rows: u32,
     cols: u32,
+    below: u32,
     height: u32,
     swapped: u32,
     #[comptime] form: Form,
@@ -92,7 +93,7 @@ pub fn fill<I: Float, F: Float>(
         let i = (e % height as usize) as u32;
         let j = (e % each / height as usize) as u32;
         let n = select(swapped != 0, rows, cols);
-        let mut x = select(i == j + rows, F::from_int(1), zero);
+        let mut x = select(i == j + below, F::from_int(1), zero);
         if i < rows {
             let from = matrix * rows as usize * cols as usize;
             x = F::cast_from(a[from + source(i, j, n, swapped, form)]) * marks[matrix * 2];
@@ -112,6 +113,7 @@ pub fn block_round<F: Float>(
     rows: u32,
     cols: u32,
     height: u32,
+    stride: u32,
     blocks: u32,
     round: u32,
     sweep: u32,
@@ -122,7 +124,7 @@ pub fn block_round<F: Float>(
     #[comptime] block: u32,
     #[comptime] elements: usize,
     #[comptime] most_slots: usize,
-    #[comptime] joined: bool,
+    #[comptime] division: Lanes,
     #[define(F)] _elem: ElemType,
 ) {
     let mut tile = Shared::<[F]>::new_slice(elements);
@@ -134,11 +136,9 @@ pub fn block_round<F: Float>(
     let matrix = at / pairs;
     let k = (at % pairs) as u32;
     let circle = blocks - 1;
-    let first = (round + k) % circle;
-    let second = select(k == 0, circle, (round + circle - k) % circle);
+    let (first, second) = opponents(k, round, circle);
     let flag = matrix * (sweeps + 1) as usize + sweep as usize;
     let from = matrix * cols as usize * height as usize;
-    let stride = height | 1u32;
     let both = comptime!(2 * block);
     let plane = UNIT_POS / PLANE_DIM;
     let planes = CUBE_DIM / PLANE_DIM;
@@ -158,8 +158,7 @@ pub fn block_round<F: Float>(
             c += planes;
         }
         sync_cube();
-        let teams = if comptime!(joined) { planes / team } else { planes };
-        let mine = if comptime!(joined) { plane / team } else { plane };
+        let (teams, mine) = teams(team, division);
         let steps = (block + teams - 1) / teams;
         let everything = round == 0;
         let circle = both - 1;
@@ -168,15 +167,15 @@ pub fn block_round<F: Float>(
         for inner in 0..rounds {
             for step in 0..steps {
                 let k = step * teams + mine;
-                let round_p = (inner + k) % circle;
-                let round_q = select(k == 0, circle.runtime(), (inner + circle - min(k, circle)) % circle);
-                let mut p = select(everything, min(round_p, round_q), k);
-                let mut q = select(everything, max(round_p, round_q), block + (k + inner) % block);
+                let (one, other) = opponents(k, inner, circle.runtime());
+                let across = select(k + inner >= block, k + inner - min(k + inner, block), k + inner);
+                let p = select(everything, one, k);
+                let q = select(everything, other, block + across);
                 let left = select(p < block, first * block + p, second * block + p - min(p, block));
                 let right = select(q < block, first * block + q, second * block + q - min(q, block));
                 let active = mine < teams && k < block && left < cols && right < cols;
-                p = select(active, p, 0u32);
-                q = select(active, q, 0u32);
+                let p = select(active, p, 0u32);
+                let q = select(active, q, 0u32);
                 rotated += rotate::<F>(
                     &mut tile,
                     &mut slots,
@@ -185,7 +184,7 @@ pub fn block_round<F: Float>(
                     (q * stride) as usize,
                     active,
                     team,
-                    joined,
+                    division,
                 );
             }
             sync_cube();
@@ -237,8 +236,7 @@ pub fn pair_round<F: Float>(
     let matrix = at / pairs;
     let k = (at % pairs) as u32;
     let circle = players - 1;
-    let p = (round + k) % circle;
-    let q = select(k == 0, circle, (round + circle - k) % circle);
+    let (p, q) = opponents(k, round, circle);
     let flag = matrix * (sweeps + 1) as usize + sweep as usize;
     let from = matrix * cols as usize * height as usize;
     let (p_at, q_at) = (from + p as usize * height as usize, from + q as usize * height as usize);
@@ -273,9 +271,8 @@ pub fn pair_round<F: Float>(
             bb += slots[t * 3 + 1];
             ab += slots[t * 3 + 2];
         }
-        let visible = ab.abs() > F::cast_from(tolerance) * aa.sqrt() * bb.sqrt();
-        if visible && min(aa, bb) > F::cast_from(negligible) {
-            let (s, tau) = rotation::<F>(aa, bb, ab);
+        let (s, tau) = rotation::<F>(aa, bb, ab, F::cast_from(tolerance), F::cast_from(negligible));
+        if tau != zero {
             let mut i = UNIT_POS;
             while i < height {
                 let x = w[p_at + i as usize];

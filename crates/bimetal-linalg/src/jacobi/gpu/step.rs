@@ -66,8 +66,22 @@ pub fn scale_of<F: Float>(largest: F) -> F {
     scale
 }
 
-/// The columns of a matrix that a cube rotates: their length, how much of it enters the scalar products, how small a cosine
-/// counts as zero, and how small a squared length.
+/// How a pair of columns is divided among units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lanes {
+    /// Neighbouring units of one plane that share a pair.
+    pub lanes: u32,
+    /// Elements of a column that each of them keeps in registers between the scalar product and the rotation: all that enter
+    /// the product, which end in zeros. 0 for a loop over columns that are too long.
+    pub kept: u32,
+    /// Elements after those, that are rotated only.
+    pub tail: u32,
+    /// A team of whole planes shares a pair.
+    pub joined: bool,
+}
+
+/// The columns that a cube rotates: how much of them enters the scalar products and how long they are (both where no elements
+/// are kept in registers), how small a cosine counts as zero, and how small a squared length.
 #[derive(CubeType, Clone, Copy)]
 pub struct Columns<F: Float> {
     pub rows: u32,
@@ -76,24 +90,44 @@ pub struct Columns<F: Float> {
     pub negligible: F,
 }
 
-/// The rotation that makes columns of squared lengths `aa` and `bb` with product `ab` orthogonal: its sine, and τ = s / (1 + c).
+/// The rotation that makes columns of squared lengths `aa` and `bb` with product `ab` orthogonal: its sine, and τ, the tangent of
+/// half its angle; zeros if the cosine of the columns is below `tolerance`.
+///
+/// The angle need not be exact, so that it is made of fast inverse roots; the sine must be, given τ.
 #[cube]
-pub fn rotation<F: Float>(aa: F, bb: F, ab: F) -> (F, F) {
+pub fn rotation<F: Float>(aa: F, bb: F, ab: F, tolerance: F, negligible: F) -> (F, F) {
     let zero = F::from_int(0);
     let one = F::from_int(1);
-    let zeta = (bb - aa) / (ab + ab);
-    let size = zeta.abs();
-    let far = size > F::new(1e8f32);
-    let near = select(far, one, size);
-    let tangent = select(far, F::new(0.5f32) / size, one / (near + (one + near * near).sqrt()));
-    let t = select(zeta < zero, zero - tangent, tangent);
-    let c = one / (one + t * t).sqrt();
-    let s = t * c;
-    (s, s / (one + c))
+    let floor = F::new(1e-37f32);
+    let unit = max(aa, floor).inverse_sqrt() * max(bb, floor).inverse_sqrt();
+    let cosine = ab * unit;
+    let needed = cosine.abs() > tolerance && min(aa, bb) > negligible;
+    let twice = select(needed, cosine + cosine, one);
+    let gap = (bb - aa) * unit;
+    let squares = gap * gap + twice * twice;
+    let sum = gap.abs() + squares * squares.inverse_sqrt();
+    let inverse = sum.inverse_sqrt();
+    let t = select(gap < zero, zero - twice, twice) * inverse * inverse;
+    let secant = one + t * t;
+    let sum = one + secant * secant.inverse_sqrt();
+    let inverse = sum.inverse_sqrt();
+    let tau = select(needed, t * inverse * inverse, zero);
+    ((tau + tau) / (one + tau * tau), tau)
+}
+
+/// The sum of `value` over the units of a team, in each of them.
+#[cube]
+fn team_sum<F: Float>(value: F, #[comptime] lanes: u32) -> F {
+    let mut sum = value;
+    #[unroll]
+    for step in 0..comptime!(lanes.trailing_zeros()) {
+        sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
+    }
+    sum
 }
 
 /// Makes two columns of `w` orthogonal by a rotation; says 1 if one was needed, 0 if not. Every unit of the cube calls it;
-/// the team that has no pair passes `active` false. A team is one plane, or `team` planes if `joined`.
+/// units without a pair pass `active` false.
 ///
 /// The rotation is written as a correction, whose rounding errors do not add up to a change of length.
 #[cube]
@@ -105,39 +139,52 @@ pub fn rotate<F: Float>(
     q: usize,
     active: bool,
     team: u32,
-    #[comptime] joined: bool,
+    #[comptime] division: Lanes,
 ) -> u32 {
+    let lanes = comptime!(division.lanes);
     let plane = UNIT_POS / PLANE_DIM;
-    let member = if comptime!(joined) { plane % team } else { 0u32.runtime() };
-    let lanes = if comptime!(joined) { PLANE_DIM * team } else { PLANE_DIM };
-    let lane = member * PLANE_DIM + UNIT_POS_PLANE;
-    let zero = F::from_int(0);
-    let mut aa = zero;
-    let mut bb = zero;
-    let mut ab = zero;
-    let mut i = lane;
-    let rows = select(active, columns.rows, 0u32);
-    while i < rows {
-        let x = w[p + i as usize];
-        let y = w[q + i as usize];
-        aa += x * x;
-        bb += y * y;
-        ab += x * y;
-        i += lanes;
+    let member = if comptime!(division.joined) { plane % team } else { 0u32.runtime() };
+    let step = if comptime!(division.joined) { lanes * team } else { lanes.runtime() };
+    let lane = member * lanes + UNIT_POS % lanes;
+    let mut aa = F::from_int(0);
+    let mut bb = F::from_int(0);
+    let mut ab = F::from_int(0);
+    let mut xs = Array::<F>::new(comptime!(division.kept.max(1) as usize));
+    let mut ys = Array::<F>::new(comptime!(division.kept.max(1) as usize));
+    if comptime!(division.kept > 0) {
+        #[unroll]
+        for k in 0..comptime!(division.kept as usize) {
+            let i = (lane + comptime!(k as u32) * step) as usize;
+            xs[k] = w[p + i];
+            ys[k] = w[q + i];
+            aa += xs[k] * xs[k];
+            bb += ys[k] * ys[k];
+            ab += xs[k] * ys[k];
+        }
+    } else {
+        let mut i = lane;
+        while i < columns.rows {
+            let x = w[p + i as usize];
+            let y = w[q + i as usize];
+            aa += x * x;
+            bb += y * y;
+            ab += x * y;
+            i += step;
+        }
     }
-    aa = plane_sum(aa);
-    bb = plane_sum(bb);
-    ab = plane_sum(ab);
-    if comptime!(joined) {
+    aa = team_sum::<F>(aa, lanes);
+    bb = team_sum::<F>(bb, lanes);
+    ab = team_sum::<F>(ab, lanes);
+    if comptime!(division.joined) {
         if UNIT_POS_PLANE == 0 {
             slots[(plane * 3) as usize] = aa;
             slots[(plane * 3 + 1) as usize] = bb;
             slots[(plane * 3 + 2) as usize] = ab;
         }
         sync_cube();
-        aa = zero;
-        bb = zero;
-        ab = zero;
+        aa = F::from_int(0);
+        bb = F::from_int(0);
+        ab = F::from_int(0);
         for t in 0..team {
             let slot = ((plane - member + t) * 3) as usize;
             aa += slots[slot];
@@ -146,21 +193,58 @@ pub fn rotate<F: Float>(
         }
         sync_cube();
     }
+    let (s, tau) = rotation::<F>(aa, bb, ab, columns.tolerance, columns.negligible);
     let mut rotated = 0u32;
-    let visible = ab.abs() > columns.tolerance * aa.sqrt() * bb.sqrt();
-    if active && visible && min(aa, bb) > columns.negligible {
+    if active && tau != F::from_int(0) {
         rotated = 1u32;
-        let (s, tau) = rotation::<F>(aa, bb, ab);
-        let mut i = lane;
-        while i < columns.height {
-            let x = w[p + i as usize];
-            let y = w[q + i as usize];
-            w[p + i as usize] = x - s * (y + tau * x);
-            w[q + i as usize] = y + s * (x - tau * y);
-            i += lanes;
+        if comptime!(division.kept > 0) {
+            #[unroll]
+            for k in 0..comptime!(division.kept as usize) {
+                let i = (lane + comptime!(k as u32) * step) as usize;
+                w[p + i] = xs[k] - s * (ys[k] + tau * xs[k]);
+                w[q + i] = ys[k] + s * (xs[k] - tau * ys[k]);
+            }
+            #[unroll]
+            for k in 0..comptime!(division.tail as usize) {
+                let i = (lane + comptime!(division.kept + k as u32) * step) as usize;
+                let x = w[p + i];
+                let y = w[q + i];
+                w[p + i] = x - s * (y + tau * x);
+                w[q + i] = y + s * (x - tau * y);
+            }
+        } else {
+            let mut i = lane;
+            while i < columns.height {
+                let x = w[p + i as usize];
+                let y = w[q + i as usize];
+                w[p + i as usize] = x - s * (y + tau * x);
+                w[q + i as usize] = y + s * (x - tau * y);
+                i += step;
+            }
         }
     }
     rotated
+}
+
+/// How many teams a cube has, and to which a unit belongs.
+#[cube]
+pub fn teams(team: u32, #[comptime] division: Lanes) -> (u32, u32) {
+    if comptime!(division.joined) {
+        (CUBE_DIM / PLANE_DIM / team, UNIT_POS / PLANE_DIM / team)
+    } else {
+        (CUBE_DIM / comptime!(division.lanes), UNIT_POS / comptime!(division.lanes))
+    }
+}
+
+/// The two columns that meet as pair `k` of round `round` of a tournament among `circle + 1` columns: in `circle` rounds
+/// everyone meets everyone else.
+#[cube]
+pub fn opponents(k: u32, round: u32, circle: u32) -> (u32, u32) {
+    let p = round + k;
+    let q = round + circle - min(k, circle);
+    let p = select(p >= circle, p - min(p, circle), p);
+    let q = select(q >= circle, q - min(q, circle), q);
+    (p, select(k == 0, circle, q))
 }
 
 /// The squared length of the first `rows` elements of a column, in every unit of the plane that calls it.

@@ -3,7 +3,7 @@
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
 
-use super::step::{Columns, cube_largest, not_finite, rotate, scale_of, squared_length};
+use super::step::{Columns, Lanes, cube_largest, not_finite, opponents, rotate, scale_of, squared_length, teams};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -16,8 +16,6 @@ pub struct Form {
     pub upper: bool,
     /// With vectors.
     pub vectors: bool,
-    /// A pair of columns has a team of several planes.
-    pub joined: bool,
     /// The computation is in f64.
     pub wide: bool,
 }
@@ -49,6 +47,8 @@ pub fn whole<I: Float, F: Float>(
     batch: u32,
     rows: u32,
     cols: u32,
+    below: u32,
+    stride: u32,
     swapped: u32,
     left_cols: u32,
     right_rows: u32,
@@ -60,6 +60,7 @@ pub fn whole<I: Float, F: Float>(
     #[comptime] most_cols: usize,
     #[comptime] most_slots: usize,
     #[comptime] form: Form,
+    #[comptime] division: Lanes,
     #[define(I, F)] _elems: [ElemType; 2],
 ) {
     let mut w = Shared::<[F]>::new_slice(elements);
@@ -73,14 +74,18 @@ pub fn whole<I: Float, F: Float>(
     let inside = matrix < batch as usize;
     let matrix = select(inside, matrix, 0usize);
     let carries = comptime!(!form.symmetric && form.vectors);
-    let height = if comptime!(carries) { rows + cols } else { rows };
-    let stride = height | 1u32;
     let n = select(swapped != 0, rows, cols);
     let from = matrix * rows as usize * cols as usize;
     let total = rows * cols;
     let plane = UNIT_POS / PLANE_DIM;
     let planes = CUBE_DIM / PLANE_DIM;
 
+    let mut e = UNIT_POS;
+    while e < cols * stride {
+        w[e as usize] = zero;
+        e += CUBE_DIM;
+    }
+    sync_cube();
     let mut largest = zero;
     let mut bad = zero;
     let fast = select(swapped != 0, rows, max(cols, 1u32));
@@ -99,7 +104,7 @@ pub fn whole<I: Float, F: Float>(
         while e < cols * cols {
             let i = e % cols;
             let j = e / cols;
-            w[(j * stride + rows + i) as usize] = select(i == j, one, zero);
+            w[(j * stride + below + i) as usize] = select(i == j, one, zero);
             e += CUBE_DIM;
         }
     }
@@ -136,13 +141,16 @@ pub fn whole<I: Float, F: Float>(
         sync_cube();
     }
 
-    let columns =
-        Columns::<F> { rows, height, tolerance: F::cast_from(tolerance), negligible: F::cast_from(negligible) };
+    let columns = Columns::<F> {
+        rows,
+        height: select(carries, below + cols, rows),
+        tolerance: F::cast_from(tolerance),
+        negligible: F::cast_from(negligible),
+    };
     let players = cols + (cols & 1u32);
     let pairs = players / 2;
     let circle = max(players, 2u32) - 1;
-    let teams = if comptime!(form.joined) { planes / team } else { planes };
-    let mine = if comptime!(form.joined) { plane / team } else { plane };
+    let (teams, mine) = teams(team, division);
     let steps = pairs.div_ceil(teams);
     let mut sweep = 0u32;
     let limit = select(failed || cols < 2, 0u32, sweeps);
@@ -152,11 +160,10 @@ pub fn whole<I: Float, F: Float>(
         for round in 0..circle {
             for step in 0..steps {
                 let k = step * teams + mine;
-                let mut p = (round + k) % circle;
-                let mut q = select(k == 0, circle, (round + circle - min(k, circle)) % circle);
+                let (p, q) = opponents(k, round, circle);
                 let active = mine < teams && k < pairs && q < cols;
-                p = select(active, p, 0u32);
-                q = select(active, q, 0u32);
+                let p = select(active, p, 0u32);
+                let q = select(active, q, 0u32);
                 rotated += rotate::<F>(
                     &mut w,
                     &mut slots,
@@ -165,7 +172,7 @@ pub fn whole<I: Float, F: Float>(
                     (q * stride) as usize,
                     active,
                     team,
-                    comptime!(form.joined),
+                    division,
                 );
             }
             sync_cube();
@@ -240,7 +247,7 @@ pub fn whole<I: Float, F: Float>(
             while e < cols * cols {
                 let i = select(swapped != 0, e / cols, e % cols);
                 let c = select(swapped != 0, e % cols, e / cols);
-                let y = I::cast_from(w[(order[c as usize] * stride + rows + i) as usize] + poison);
+                let y = I::cast_from(w[(order[c as usize] * stride + below + i) as usize] + poison);
                 if swapped != 0 {
                     left[matrix * (cols * cols) as usize + e as usize] = y;
                 } else {
