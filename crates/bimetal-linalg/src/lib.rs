@@ -5,6 +5,7 @@ mod dense;
 mod jacobi;
 mod lanes;
 mod ratio;
+mod rows;
 mod small;
 mod status;
 mod system;
