@@ -2,6 +2,7 @@
 
 mod blocks;
 mod lanes;
+#[allow(dead_code)]
 mod ratio;
 mod rows;
 mod small;

@@ -127,29 +127,7 @@ fn triangular_systems<I: Float, A: Float>(
         bad[0] = 0i32;
     }
     sync_cube();
-    let mut e = unit;
-    while e < n * n {
-        // Neighbouring units read neighbouring elements of rows.
-        let (r, c) = (e / n, e % n);
-        let (i, j) = if comptime!(form.upper) { (n - 1 - r, n - 1 - c) } else { (r, c) };
-        let straight = t_column == 1;
-        let row_at = select(straight, i, j);
-        let column_at = select(straight, j, i);
-        let (li, lj) = (
-            if comptime!(form.upper) { n - 1 - row_at } else { row_at },
-            if comptime!(form.upper) { n - 1 - column_at } else { column_at },
-        );
-        if lj < li || (lj == li && comptime!(!form.unit)) {
-            let value = A::cast_from(t[matrix * n * n + row_at * t_row + column_at * t_column]);
-            memory[li * row + lj] = value;
-            if not_finite::<A>(value, double) {
-                bad[0] = 1i32;
-            }
-        } else if lj == li {
-            memory[li * row + lj] = A::new(1.0);
-        }
-        e += step;
-    }
+    triangle::<I, A>(t, &mut memory, &mut bad, matrix * n * n, n, t_row, t_column, form, double);
     let mut e = unit;
     while e < n * k {
         if not_finite::<A>(A::cast_from(b[matrix * n * k + e]), double) {
@@ -189,19 +167,7 @@ fn triangular_systems<I: Float, A: Float>(
     }
     divide(&mut memory, n, row, right, columns);
     if comptime!(form.both) {
-        for q in 0..n {
-            let p = n - 1 - q;
-            let found = memory[p * row + p];
-            let diagonal = select(found == A::new(0.0), A::new(1.0), found);
-            let mut e = unit;
-            while e < p * columns {
-                let solved = memory[right + p * columns + e % columns] / diagonal;
-                memory[right + e] = memory[right + e] - memory[p * row + e / columns] * solved;
-                e += step;
-            }
-            sync_cube();
-        }
-        divide(&mut memory, n, row, right, columns);
+        transposed(&mut memory, n, row, right, columns);
     }
     if CUBE_POS / chunks < count {
         let mut e = unit;
@@ -218,6 +184,64 @@ fn triangular_systems<I: Float, A: Float>(
             status[matrix] = info;
         }
     }
+}
+
+/// Copies the triangle that counts, as a lower one of odd rows, and flags what is not finite.
+#[cube]
+fn triangle<I: Float, A: Float>(
+    t: &[I],
+    memory: &mut Shared<[A]>,
+    bad: &mut Shared<[i32]>,
+    from: usize,
+    n: usize,
+    t_row: usize,
+    t_column: usize,
+    #[comptime] form: Form,
+    #[comptime] double: bool,
+) {
+    let row = n + 1 - n % 2;
+    let step = CUBE_DIM as usize;
+    let mut e = UNIT_POS as usize;
+    while e < n * n {
+        // Neighbouring units read neighbouring elements of rows.
+        let (r, c) = (e / n, e % n);
+        let (i, j) = if comptime!(form.upper) { (n - 1 - r, n - 1 - c) } else { (r, c) };
+        let straight = t_column == 1;
+        let row_at = select(straight, i, j);
+        let column_at = select(straight, j, i);
+        let (li, lj) = (
+            if comptime!(form.upper) { n - 1 - row_at } else { row_at },
+            if comptime!(form.upper) { n - 1 - column_at } else { column_at },
+        );
+        if lj < li || (lj == li && comptime!(!form.unit)) {
+            let value = A::cast_from(t[from + row_at * t_row + column_at * t_column]);
+            memory[li * row + lj] = value;
+            if not_finite::<A>(value, double) {
+                bad[0] = 1i32;
+            }
+        } else if lj == li {
+            memory[li * row + lj] = A::new(1.0);
+        }
+        e += step;
+    }
+}
+
+/// Substitution with the transpose of the triangle, backwards.
+#[cube]
+fn transposed<A: Float>(memory: &mut Shared<[A]>, n: usize, row: usize, right: usize, #[comptime] columns: usize) {
+    for q in 0..n {
+        let p = n - 1 - q;
+        let found = memory[p * row + p];
+        let diagonal = select(found == A::new(0.0), A::new(1.0), found);
+        let mut e = UNIT_POS as usize;
+        while e < p * columns {
+            let solved = memory[right + p * columns + e % columns] / diagonal;
+            memory[right + e] = memory[right + e] - memory[p * row + e / columns] * solved;
+            e += CUBE_DIM as usize;
+        }
+        sync_cube();
+    }
+    divide(memory, n, row, right, columns);
 }
 
 /// Divides each row by its diagonal element, which the elimination put off. Ends and is preceded by a barrier.
