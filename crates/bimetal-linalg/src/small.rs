@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 /// What a cube leaves of its shared memory for small things.
 const SPARE: usize = 512;
 /// Right-hand sides of a cube: at most so many.
-const COLUMNS: [usize; 4] = [1, 4, 16, 64];
+const COLUMNS: [usize; 3] = [1, 8, 64];
 
 /// The triangles of a system: a unit diagonal, backwards from the last row, and after the triangle its transpose as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,9 +28,14 @@ pub(crate) struct Form {
 pub(crate) fn fits(gpu: &Gpu, dtype: DType, n: usize, columns: usize) -> Option<usize> {
     let most = (gpu.shared_memory.saturating_sub(SPARE)) / dtype.size();
     let needed = n.checked_mul((n | 1) + columns)?.max(1);
-    let rounded = needed.next_power_of_two().max(64);
-    let rounded = if rounded <= most { rounded } else { most };
-    (needed <= rounded).then_some(rounded)
+    rounded(gpu, needed, most)
+}
+
+/// A number of elements of at least `needed` and at most `most`, of few: on devices with much memory by powers of two.
+pub(crate) fn rounded(gpu: &Gpu, needed: usize, most: usize) -> Option<usize> {
+    let step = if gpu.shared_memory > 32 << 10 { 1 } else { 2 };
+    let power = (needed.max(64).next_power_of_two().ilog2() as usize).next_multiple_of(step);
+    (needed <= most).then_some((1 << power).min(most))
 }
 
 /// Solves systems that fit; false, and nothing done, for others. `places` are those of the triangle and of the sides.
@@ -45,7 +50,7 @@ pub(crate) fn substitute(
 ) -> Result<bool> {
     let System { count, n, k } = system;
     let dtype = working(b.dtype());
-    let most = COLUMNS.iter().copied().find(|&c| c >= k).unwrap_or(COLUMNS[3]);
+    let most = COLUMNS.iter().copied().find(|&c| c >= k).unwrap_or(COLUMNS[2]);
     let columns = COLUMNS.iter().copied().rev().filter(|&c| c <= most).find(|&c| fits(gpu, dtype, n, c).is_some());
     let Some((columns, room)) = columns.and_then(|c| Some((c, fits(gpu, dtype, n, c)?))) else { return Ok(false) };
     // Many cubes that each load the whole triangle for a few columns are slower than blocks.

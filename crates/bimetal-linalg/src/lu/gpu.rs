@@ -9,6 +9,7 @@ use self::determinant::{logarithm, scaled, signum, unscaled};
 use super::Kind;
 use super::cpu::Extents;
 use crate::blocks::{elems, not_finite, working};
+use crate::small::rounded;
 use bimetal_core::gpu::kernel::address_type;
 use bimetal_core::{DType, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
@@ -23,7 +24,7 @@ const ACROSS: usize = 8;
 /// Units that look for a pivot.
 const SEARCH: usize = 16;
 /// Right-hand sides of a cube: at most so many.
-const COLUMNS: [usize; 5] = [0, 1, 4, 16, 64];
+const COLUMNS: [usize; 4] = [0, 1, 8, 64];
 
 /// What a launch makes: the operation, and the columns beside each matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,7 +53,7 @@ pub(super) fn run(
     }
     let dtype = working(inputs[0].dtype());
     let sides = if kind == Kind::Inv { n } else { k };
-    let most = COLUMNS.iter().copied().find(|&c| c >= sides).unwrap_or(COLUMNS[4]);
+    let most = COLUMNS.iter().copied().find(|&c| c >= sides).unwrap_or(COLUMNS[3]);
     let room = |columns: usize| fits_rectangle(gpu, dtype, m, n + columns);
     let columns = COLUMNS.iter().copied().rev().filter(|&c| c <= most && (c > 0) == (sides > 0)).find(|&c| room(c).is_some());
     // Cubes that share a matrix each factor it again.
@@ -116,9 +117,7 @@ fn reserved() -> usize {
 fn fits_rectangle(gpu: &Gpu, dtype: DType, m: usize, n: usize) -> Option<usize> {
     let most = gpu.shared_memory.saturating_sub(reserved()) / dtype.size();
     let needed = m.checked_mul(n | 1)?.max(1);
-    let rounded = needed.next_power_of_two().max(64);
-    let rounded = if rounded <= most { rounded } else { most };
-    (needed <= rounded && m <= 1024).then_some(rounded)
+    if m <= 1024 { rounded(gpu, needed, most) } else { None }
 }
 
 /// Elimination with partial pivoting; columns of factors are divided by their pivots at the end.
