@@ -7,7 +7,7 @@ use bimetal_core::cpu::simd::{MAX_LANES, Simd};
 use bimetal_core::{DType, Scalar};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::{cholesky::llt, lu::partial_pivoting, triangular_solve};
-use faer::{Accum, Auto, MatMut, MatRef, Par, Spec};
+use faer::{Auto, MatMut, MatRef, Par, Spec};
 use half::{bf16, f16};
 use std::ops::{Add, Div, Mul, Neg, Range, Sub};
 
@@ -68,8 +68,6 @@ pub(crate) trait Real:
     /// # Safety
     /// See the trait.
     unsafe fn store<S: Simd>(s: S, p: *mut Self, v: Self::V<S>);
-    /// a·b + c
-    fn fma<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>, c: Self::V<S>) -> Self::V<S>;
     /// c − a·b
     fn neg_fma<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>, c: Self::V<S>) -> Self::V<S>;
     fn quotient<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
@@ -80,7 +78,6 @@ pub(crate) trait Real:
     fn to_f64(self) -> f64;
     fn root(self) -> Self;
     fn size(self) -> Self;
-    fn ln(self) -> Self;
     fn finite(self) -> bool;
     /// A buffer on loan from the thread.
     fn scratch<R>(n: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
@@ -91,8 +88,6 @@ pub(crate) trait Real:
     fn lu(m: usize, n: usize, a: &mut [Self], order: &mut [usize], threads: usize);
     /// Solves with the column-major lower (or upper) triangle of `t`.
     fn triangular(t: Mat<Self>, unit: bool, upper: bool, x: MatTo<Self>, threads: usize);
-    /// `c ← c + α·a·b`
-    fn product(c: MatTo<Self>, a: Mat<Self>, b: Mat<Self>, alpha: Self, threads: usize);
 }
 
 /// A matrix to read: extents and strides of rows and columns.
@@ -160,10 +155,6 @@ macro_rules! large {
             }
         }
 
-        fn product(c: MatTo<Self>, a: Mat<Self>, b: Mat<Self>, alpha: Self, threads: usize) {
-            faer::linalg::matmul::matmul(write(c), Accum::Add, read(a), read(b), alpha, par(threads));
-        }
-
         fn scratch<R>(n: usize, f: impl FnOnce(&mut [Self]) -> R) -> R {
             // One vector more, so that the first element can start on one.
             let mut memory = Scratch::take(n * size_of::<Self>() / 4 + 32);
@@ -186,9 +177,6 @@ macro_rules! large {
         #[inline(always)]
         fn size(self) -> Self {
             self.abs()
-        }
-        fn ln(self) -> Self {
-            Self::ln(self)
         }
         #[inline(always)]
         fn finite(self) -> bool {
@@ -216,10 +204,6 @@ impl Real for f32 {
     unsafe fn store<S: Simd>(s: S, p: *mut f32, v: S::F) {
         // SAFETY: the caller's promise.
         unsafe { s.store(p, v) }
-    }
-    #[inline(always)]
-    fn fma<S: Simd>(s: S, a: S::F, b: S::F, c: S::F) -> S::F {
-        s.fma(a, b, c)
     }
     #[inline(always)]
     fn neg_fma<S: Simd>(s: S, a: S::F, b: S::F, c: S::F) -> S::F {
@@ -269,10 +253,6 @@ impl Real for f64 {
     unsafe fn store<S: Simd>(s: S, p: *mut f64, v: S::D) {
         // SAFETY: the caller's promise.
         unsafe { s.store_f64(p, v) }
-    }
-    #[inline(always)]
-    fn fma<S: Simd>(s: S, a: S::D, b: S::D, c: S::D) -> S::D {
-        s.fma_f64(a, b, c)
     }
     #[inline(always)]
     fn neg_fma<S: Simd>(s: S, a: S::D, b: S::D, c: S::D) -> S::D {
@@ -392,7 +372,7 @@ pub(crate) fn gather<S: Simd, E: Entry>(
                     unsafe {
                         let x = from.get_unchecked(starts[lane] + e).real();
                         *to.get_unchecked_mut(e * lanes + lane) = x;
-                        zeros[lane] = zeros[lane] + (x - x);
+                        zeros[lane] = zeros[lane] + x * E::Real::default();
                     }
                 }
             }

@@ -4,6 +4,7 @@ mod blocks;
 mod dense;
 mod jacobi;
 mod lanes;
+#[allow(dead_code)]
 mod ratio;
 mod rows;
 mod small;

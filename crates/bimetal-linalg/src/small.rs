@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 /// What a cube leaves of its shared memory for small things.
 const SPARE: usize = 512;
 /// Right-hand sides of a cube: at most so many.
-const COLUMNS: [usize; 4] = [1, 4, 16, 64];
+const COLUMNS: [usize; 3] = [1, 8, 64];
 
 /// The triangles of a system: a unit diagonal, backwards from the last row, and after the triangle its transpose as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,9 +28,14 @@ pub(crate) struct Form {
 pub(crate) fn fits(gpu: &Gpu, dtype: DType, n: usize, columns: usize) -> Option<usize> {
     let most = (gpu.shared_memory.saturating_sub(SPARE)) / dtype.size();
     let needed = n.checked_mul((n | 1) + columns)?.max(1);
-    let rounded = needed.next_power_of_two().max(64);
-    let rounded = if rounded <= most { rounded } else { most };
-    (needed <= rounded).then_some(rounded)
+    rounded(gpu, needed, most)
+}
+
+/// A number of elements of at least `needed` and at most `most`, of few: on devices with much memory by powers of two.
+pub(crate) fn rounded(gpu: &Gpu, needed: usize, most: usize) -> Option<usize> {
+    let step = if gpu.shared_memory > 32 << 10 { 1 } else { 2 };
+    let power = (needed.max(64).next_power_of_two().ilog2() as usize).next_multiple_of(step);
+    (needed <= most).then_some((1 << power).min(most))
 }
 
 /// Solves systems that fit; false, and nothing done, for others. `places` are those of the triangle and of the sides.
@@ -45,7 +50,7 @@ pub(crate) fn substitute(
 ) -> Result<bool> {
     let System { count, n, k } = system;
     let dtype = working(b.dtype());
-    let most = COLUMNS.iter().copied().find(|&c| c >= k).unwrap_or(COLUMNS[3]);
+    let most = COLUMNS.iter().copied().find(|&c| c >= k).unwrap_or(COLUMNS[2]);
     let columns = COLUMNS.iter().copied().rev().filter(|&c| c <= most).find(|&c| fits(gpu, dtype, n, c).is_some());
     let Some((columns, room)) = columns.and_then(|c| Some((c, fits(gpu, dtype, n, c)?))) else { return Ok(false) };
     // Many cubes that each load the whole triangle for a few columns are slower than blocks.
@@ -127,29 +132,7 @@ fn triangular_systems<I: Float, A: Float>(
         bad[0] = 0i32;
     }
     sync_cube();
-    let mut e = unit;
-    while e < n * n {
-        // Neighbouring units read neighbouring elements of rows.
-        let (r, c) = (e / n, e % n);
-        let (i, j) = if comptime!(form.upper) { (n - 1 - r, n - 1 - c) } else { (r, c) };
-        let straight = t_column == 1;
-        let row_at = select(straight, i, j);
-        let column_at = select(straight, j, i);
-        let (li, lj) = (
-            if comptime!(form.upper) { n - 1 - row_at } else { row_at },
-            if comptime!(form.upper) { n - 1 - column_at } else { column_at },
-        );
-        if lj < li || (lj == li && comptime!(!form.unit)) {
-            let value = A::cast_from(t[matrix * n * n + row_at * t_row + column_at * t_column]);
-            memory[li * row + lj] = value;
-            if not_finite::<A>(value, double) {
-                bad[0] = 1i32;
-            }
-        } else if lj == li {
-            memory[li * row + lj] = A::new(1.0);
-        }
-        e += step;
-    }
+    triangle::<I, A>(t, &mut memory, &mut bad, matrix * n * n, n, t_row, t_column, form, double);
     let mut e = unit;
     while e < n * k {
         if not_finite::<A>(A::cast_from(b[matrix * n * k + e]), double) {
@@ -189,19 +172,7 @@ fn triangular_systems<I: Float, A: Float>(
     }
     divide(&mut memory, n, row, right, columns);
     if comptime!(form.both) {
-        for q in 0..n {
-            let p = n - 1 - q;
-            let found = memory[p * row + p];
-            let diagonal = select(found == A::new(0.0), A::new(1.0), found);
-            let mut e = unit;
-            while e < p * columns {
-                let solved = memory[right + p * columns + e % columns] / diagonal;
-                memory[right + e] = memory[right + e] - memory[p * row + e / columns] * solved;
-                e += step;
-            }
-            sync_cube();
-        }
-        divide(&mut memory, n, row, right, columns);
+        transposed(&mut memory, n, row, right, columns);
     }
     if CUBE_POS / chunks < count {
         let mut e = unit;
@@ -218,6 +189,64 @@ fn triangular_systems<I: Float, A: Float>(
             status[matrix] = info;
         }
     }
+}
+
+/// Copies the triangle that counts, as a lower one of odd rows, and flags what is not finite.
+#[cube]
+fn triangle<I: Float, A: Float>(
+    t: &[I],
+    memory: &mut Shared<[A]>,
+    bad: &mut Shared<[i32]>,
+    from: usize,
+    n: usize,
+    t_row: usize,
+    t_column: usize,
+    #[comptime] form: Form,
+    #[comptime] double: bool,
+) {
+    let row = n + 1 - n % 2;
+    let step = CUBE_DIM as usize;
+    let mut e = UNIT_POS as usize;
+    while e < n * n {
+        // Neighbouring units read neighbouring elements of rows.
+        let (r, c) = (e / n, e % n);
+        let (i, j) = if comptime!(form.upper) { (n - 1 - r, n - 1 - c) } else { (r, c) };
+        let straight = t_column == 1;
+        let row_at = select(straight, i, j);
+        let column_at = select(straight, j, i);
+        let (li, lj) = (
+            if comptime!(form.upper) { n - 1 - row_at } else { row_at },
+            if comptime!(form.upper) { n - 1 - column_at } else { column_at },
+        );
+        if lj < li || (lj == li && comptime!(!form.unit)) {
+            let value = A::cast_from(t[from + row_at * t_row + column_at * t_column]);
+            memory[li * row + lj] = value;
+            if not_finite::<A>(value, double) {
+                bad[0] = 1i32;
+            }
+        } else if lj == li {
+            memory[li * row + lj] = A::new(1.0);
+        }
+        e += step;
+    }
+}
+
+/// Substitution with the transpose of the triangle, backwards.
+#[cube]
+fn transposed<A: Float>(memory: &mut Shared<[A]>, n: usize, row: usize, right: usize, #[comptime] columns: usize) {
+    for q in 0..n {
+        let p = n - 1 - q;
+        let found = memory[p * row + p];
+        let diagonal = select(found == A::new(0.0), A::new(1.0), found);
+        let mut e = UNIT_POS as usize;
+        while e < p * columns {
+            let solved = memory[right + p * columns + e % columns] / diagonal;
+            memory[right + e] = memory[right + e] - memory[p * row + e / columns] * solved;
+            e += CUBE_DIM as usize;
+        }
+        sync_cube();
+    }
+    divide(memory, n, row, right, columns);
 }
 
 /// Divides each row by its diagonal element, which the elimination put off. Ends and is preceded by a barrier.

@@ -15,7 +15,7 @@ struct Deserved {
     /// 0 is right.
     success: bool,
     /// Positive statuses from the first to the last of these are right.
-    orders: std::ops::RangeInclusive<i32>,
+    orders: [i32; 2],
     finite: bool,
 }
 
@@ -25,14 +25,14 @@ impl Deserved {
         match status {
             _ if !self.finite => status == NOT_FINITE,
             0 => self.success,
-            _ => self.orders.contains(&status),
+            _ => status >= self.orders[0] && status <= self.orders[1],
         }
     }
 }
 
 fn deserved(a: &[f64], n: usize, dtype: DType) -> Deserved {
     let finite = a.iter().all(|x| x.is_finite());
-    let mut success = Deserved { success: true, orders: 1..=0, finite };
+    let success = Deserved { success: true, orders: [1, 0], finite };
     if !finite {
         return success;
     }
@@ -44,10 +44,10 @@ fn deserved(a: &[f64], n: usize, dtype: DType) -> Deserved {
         let order = k as i32 + 1;
         // The first pivot is an element, which no rounding has changed.
         if k == 0 && pivot <= 0.0 || pivot < -doubt {
-            return Deserved { success: false, orders: order..=order, finite };
+            return Deserved { success: false, orders: [order; 2], finite };
         }
         if pivot <= doubt && k > 0 {
-            return Deserved { success: true, orders: order..=n as i32, finite };
+            return Deserved { success: true, orders: [order, n as i32], finite };
         }
         for i in k + 1..n {
             let factor = w[i * n + k] / pivot;
@@ -56,7 +56,6 @@ fn deserved(a: &[f64], n: usize, dtype: DType) -> Deserved {
             }
         }
     }
-    success.orders = 1..=0;
     success
 }
 

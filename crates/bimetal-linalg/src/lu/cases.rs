@@ -49,7 +49,7 @@ pub(super) fn cases(kind: Kind) -> Vec<Case> {
         &[3, 33, 33], &[2, 65, 65], &[2, 1, 2, 48, 48], &[2, 129, 129],
     ];
     for (i, dims) in square.iter().enumerate() {
-        let sides = [Some(1), None, Some(3), Some(0), Some(17)][i % 5];
+        let sides = [Some(1), None, Some(3), Some(0)][i % 4];
         cases.push(agree(dims, sides, RANDOM, &format!("{} sizes", name(dims))));
     }
     if kind == Kind::Lu {
@@ -60,7 +60,7 @@ pub(super) fn cases(kind: Kind) -> Vec<Case> {
         cases.extend(others.iter().map(|dims| agree(dims, None, RANDOM, &format!("{} sizes", name(dims)))));
     }
     if kind == Kind::Solve {
-        for [n, sides] in [[4usize, 40], [16, 33], [33, 65], [70, 70], [20, 300], [130, 130]] {
+        for [n, sides] in [[16usize, 33], [33, 65], [20, 300], [130, 70]] {
             cases.push(agree(&[2, n, n], Some(sides), RANDOM, &format!("{n} {sides} sides")));
         }
     }

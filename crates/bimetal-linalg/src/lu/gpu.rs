@@ -1,12 +1,15 @@
 //! LU on the GPU: matrices that fit in a cube's shared memory in one launch, with their right-hand sides; larger ones by
 //! blocks in the device's memory.
 
+mod determinant;
 mod large;
 mod rows;
 
+use self::determinant::{logarithm, scaled, signum, unscaled};
 use super::Kind;
 use super::cpu::Extents;
 use crate::blocks::{elems, not_finite, working};
+use crate::small::rounded;
 use bimetal_core::gpu::kernel::address_type;
 use bimetal_core::{DType, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
@@ -21,7 +24,7 @@ const ACROSS: usize = 8;
 /// Units that look for a pivot.
 const SEARCH: usize = 16;
 /// Right-hand sides of a cube: at most so many.
-const COLUMNS: [usize; 5] = [0, 1, 4, 16, 64];
+const COLUMNS: [usize; 4] = [0, 1, 8, 64];
 
 /// What a launch makes: the operation, and the columns beside each matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,7 +53,7 @@ pub(super) fn run(
     }
     let dtype = working(inputs[0].dtype());
     let sides = if kind == Kind::Inv { n } else { k };
-    let most = COLUMNS.iter().copied().find(|&c| c >= sides).unwrap_or(COLUMNS[4]);
+    let most = COLUMNS.iter().copied().find(|&c| c >= sides).unwrap_or(COLUMNS[3]);
     let room = |columns: usize| fits_rectangle(gpu, dtype, m, n + columns);
     let columns = COLUMNS.iter().copied().rev().filter(|&c| c <= most && (c > 0) == (sides > 0)).find(|&c| room(c).is_some());
     // Cubes that share a matrix each factor it again.
@@ -114,9 +117,7 @@ fn reserved() -> usize {
 fn fits_rectangle(gpu: &Gpu, dtype: DType, m: usize, n: usize) -> Option<usize> {
     let most = gpu.shared_memory.saturating_sub(reserved()) / dtype.size();
     let needed = m.checked_mul(n | 1)?.max(1);
-    let rounded = needed.next_power_of_two().max(64);
-    let rounded = if rounded <= most { rounded } else { most };
-    (needed <= rounded && m <= 1024).then_some(rounded)
+    if m <= 1024 { rounded(gpu, needed, most) } else { None }
 }
 
 /// Elimination with partial pivoting; columns of factors are divided by their pivots at the end.
@@ -155,11 +156,88 @@ fn lu_in_shared_memory<I: Float, A: Float>(
     let width = n + columns;
     let row = width + 1 - width % 2;
     let tile = team * comptime!(form.room);
-    let search = team * comptime!(SEARCH);
     if unit == 0 {
         bad[team] = 0i32;
     }
     sync_cube();
+    load::<I, A>(a, b, &mut memory, &mut bad, tile, team, unit, units, matrix, first, m, n, sides, row, form);
+    sync_cube();
+    let mut info = 0i32 - bad[team];
+    let mut sign = A::new(1.0);
+    let steps = min(m, n);
+    let x = unit % comptime!(ACROSS);
+    let y = unit / comptime!(ACROSS);
+    let down = units / comptime!(ACROSS);
+    for k in 0..steps {
+        let mut found = Array::<A>::new(1usize);
+        let p = find_pivot::<A>(&memory, &mut sizes, &mut places, &mut found, tile, team, unit, k, m, row) as usize;
+        let zero = found[0] <= A::new(0.0);
+        if zero && info == 0i32 {
+            info = k as i32 + 1i32;
+        }
+        if p != k {
+            sign = -sign;
+            exchange::<A>(&mut memory, tile + k * row, tile + p * row, unit, units, width);
+        }
+        if comptime!(form.kind == Kind::Lu) && unit == 0 && inside {
+            pivots[matrix * steps + k] = select(bad[team] != 0i32, 0i32, p as i32 + 1i32);
+        }
+        sync_cube();
+        let pivot = select(zero, A::new(1.0), memory[tile + k * row + k]);
+        let mut i = k + 1 + y;
+        while i < m {
+            let factor = memory[tile + i * row + k] / pivot;
+            let mut j = k + 1 + x;
+            while j < width {
+                memory[tile + i * row + j] = memory[tile + i * row + j] - factor * memory[tile + k * row + j];
+                j += comptime!(ACROSS);
+            }
+            i += down;
+        }
+        sync_cube();
+    }
+    if comptime!(form.columns > 0) {
+        back::<A>(&mut memory, tile, unit, units, n, row, columns);
+    }
+    if inside {
+        write::<I, A>(out, &memory, tile, unit, units, matrix, first, m, n, sides, row, info, nan.get::<A>(), form);
+        if unit == 0 && first == 0 {
+            if comptime!(form.kind == Kind::Det || form.kind == Kind::Slogdet) {
+                let mut numbers = Array::<A>::new(2usize);
+                determinants::<A>(&memory, &mut numbers, tile, n, row, sign, below.get::<A>(), form);
+                let failed = info < 0i32;
+                out[matrix] = I::cast_from(select(failed, nan.get::<A>(), numbers[0]));
+                if comptime!(form.kind == Kind::Slogdet) {
+                    second[matrix] = I::cast_from(select(failed, nan.get::<A>(), numbers[1]));
+                }
+                status[matrix] = min(info, 0i32);
+            } else {
+                status[matrix] = info;
+            }
+        }
+    }
+}
+
+/// Copies a matrix and its right-hand sides, or those of the identity, and flags what is not finite.
+#[cube]
+fn load<I: Float, A: Float>(
+    a: &[I],
+    b: &[I],
+    memory: &mut Shared<[A]>,
+    bad: &mut Shared<[i32]>,
+    tile: usize,
+    team: usize,
+    unit: usize,
+    units: usize,
+    matrix: usize,
+    first: usize,
+    m: usize,
+    n: usize,
+    sides: usize,
+    row: usize,
+    #[comptime] form: Form,
+) {
+    let columns = comptime!(form.columns);
     let mut e = unit;
     while e < m * n {
         let value = A::cast_from(a[matrix * m * n + e]);
@@ -192,217 +270,158 @@ fn lu_in_shared_memory<I: Float, A: Float>(
             }
         }
     }
-    sync_cube();
-    let mut info = 0i32 - bad[team];
-    let mut sign = A::new(1.0);
-    let steps = min(m, n);
-    let x = unit % comptime!(ACROSS);
-    let y = unit / comptime!(ACROSS);
-    let down = units / comptime!(ACROSS);
-    for k in 0..steps {
-        if unit < comptime!(SEARCH) {
-            let mut size = A::new(-1.0);
-            let mut place = k;
-            let mut i = k + unit;
-            while i < m {
-                let candidate = memory[tile + i * row + k].abs();
-                let more = candidate > size;
-                size = select(more, candidate, size);
-                place = select(more, i, place);
-                i += comptime!(SEARCH);
-            }
-            sizes[search + unit] = size;
-            places[search + unit] = place as u32;
+}
+
+/// Substitution with the upper triangle; the division by the diagonal is put off.
+#[cube]
+fn back<A: Float>(
+    memory: &mut Shared<[A]>,
+    tile: usize,
+    unit: usize,
+    units: usize,
+    n: usize,
+    row: usize,
+    #[comptime] columns: usize,
+) {
+    for q in 0..n {
+        let p = n - 1 - q;
+        let found = memory[tile + p * row + p];
+        let pivot = select(found == A::new(0.0), A::new(1.0), found);
+        let mut e = unit;
+        while e < p * columns {
+            let (i, v) = (e / columns, n + e % columns);
+            let solved = memory[tile + p * row + v] / pivot;
+            memory[tile + i * row + v] = memory[tile + i * row + v] - memory[tile + i * row + p] * solved;
+            e += units;
         }
         sync_cube();
-        let mut size = A::new(-1.0);
-        let mut place = k as u32;
-        for i in 0..comptime!(SEARCH) {
-            let candidate = sizes[search + i];
-            let own = places[search + i];
-            // Of equal magnitudes the first row counts, as in LAPACK.
-            let more = candidate > size || (candidate == size && own < place);
-            size = select(more, candidate, size);
-            place = select(more, own, place);
-        }
-        let p = place as usize;
-        let zero = size <= A::new(0.0);
-        if zero && info == 0i32 {
-            info = k as i32 + 1i32;
-        }
-        if p != k {
-            sign = -sign;
-            let mut j = unit;
-            while j < width {
-                let other = memory[tile + p * row + j];
-                memory[tile + p * row + j] = memory[tile + k * row + j];
-                memory[tile + k * row + j] = other;
-                j += units;
+    }
+}
+
+/// Writes the factors or the solutions.
+#[cube]
+fn write<I: Float, A: Float>(
+    out: &mut [I],
+    memory: &Shared<[A]>,
+    tile: usize,
+    unit: usize,
+    units: usize,
+    matrix: usize,
+    first: usize,
+    m: usize,
+    n: usize,
+    sides: usize,
+    row: usize,
+    info: i32,
+    nan: A,
+    #[comptime] form: Form,
+) {
+    let columns = comptime!(form.columns);
+    if comptime!(form.kind == Kind::Lu) {
+        let mut e = unit;
+        while e < m * n {
+            let (i, j) = (e / n, e % n);
+            let mut value = memory[tile + i * row + j];
+            if j < i {
+                let found = memory[tile + j * row + j];
+                value = value / select(found == A::new(0.0), A::new(1.0), found);
             }
+            out[matrix * m * n + e] = I::cast_from(select(info < 0i32, nan, value));
+            e += units;
         }
-        if comptime!(form.kind == Kind::Lu) {
-            if unit == 0 && inside {
-                pivots[matrix * steps + k] = select(bad[team] != 0i32, 0i32, p as i32 + 1i32);
-            }
-        }
-        sync_cube();
-        let pivot = select(zero, A::new(1.0), memory[tile + k * row + k]);
-        let mut i = k + 1 + y;
-        while i < m {
-            let factor = memory[tile + i * row + k] / pivot;
-            let mut j = k + 1 + x;
-            while j < width {
-                memory[tile + i * row + j] = memory[tile + i * row + j] - factor * memory[tile + k * row + j];
-                j += comptime!(ACROSS);
-            }
-            i += down;
-        }
-        sync_cube();
     }
     if comptime!(form.columns > 0) {
-        for q in 0..n {
-            let p = n - 1 - q;
-            let found = memory[tile + p * row + p];
-            let pivot = select(found == A::new(0.0), A::new(1.0), found);
-            let mut e = unit;
-            while e < p * columns {
-                let (i, v) = (e / columns, n + e % columns);
-                let solved = memory[tile + p * row + v] / pivot;
-                memory[tile + i * row + v] = memory[tile + i * row + v] - memory[tile + i * row + p] * solved;
-                e += units;
+        let mut e = unit;
+        while e < n * columns {
+            let (i, v) = (e / columns, e % columns);
+            if first + v < sides {
+                let found = memory[tile + i * row + i];
+                let value = memory[tile + i * row + n + v] / select(found == A::new(0.0), A::new(1.0), found);
+                out[(matrix * n + i) * sides + first + v] = I::cast_from(select(info != 0i32, nan, value));
             }
-            sync_cube();
-        }
-    }
-    if inside {
-        if comptime!(form.kind == Kind::Lu) {
-            let mut e = unit;
-            while e < m * n {
-                let (i, j) = (e / n, e % n);
-                let mut value = memory[tile + i * row + j];
-                if j < i {
-                    let found = memory[tile + j * row + j];
-                    value = value / select(found == A::new(0.0), A::new(1.0), found);
-                }
-                out[matrix * m * n + e] = I::cast_from(select(info < 0i32, nan.get::<A>(), value));
-                e += units;
-            }
-        }
-        if comptime!(form.columns > 0) {
-            let mut e = unit;
-            while e < n * columns {
-                let (i, v) = (e / columns, e % columns);
-                if first + v < sides {
-                    let found = memory[tile + i * row + i];
-                    let value = memory[tile + i * row + n + v] / select(found == A::new(0.0), A::new(1.0), found);
-                    out[(matrix * n + i) * sides + first + v] = I::cast_from(select(info != 0i32, nan.get::<A>(), value));
-                }
-                e += units;
-            }
-        }
-        if unit == 0 && first == 0 {
-            if comptime!(form.kind == Kind::Det || form.kind == Kind::Slogdet) {
-                let mut product = sign;
-                if comptime!(form.kind == Kind::Det) {
-                    let mut state = Array::<A>::new(2usize);
-                    state[0] = sign;
-                    state[1] = A::new(0.0);
-                    for k in 0..n {
-                        scaled::<A>(&mut state, memory[tile + k * row + k]);
-                    }
-                    product = unscaled::<A>(&state);
-                } else {
-                    let mut state = Array::<A>::new(2usize);
-                    state[0] = sign;
-                    state[1] = A::new(0.0);
-                    for k in 0..n {
-                        scaled::<A>(&mut state, memory[tile + k * row + k]);
-                    }
-                    product = signum::<A>(state[0]);
-                    let value = select(product == A::new(0.0), below.get::<A>(), logarithm::<A>(&state, form.double));
-                    second[matrix] = I::cast_from(select(info < 0i32, nan.get::<A>(), value));
-                }
-                out[matrix] = I::cast_from(select(info < 0i32, nan.get::<A>(), product));
-                status[matrix] = min(info, 0i32);
-            } else {
-                status[matrix] = info;
-            }
+            e += units;
         }
     }
 }
 
-/// Multiplies `state[0]`, whose power of 2⁴⁰ is kept apart in `state[1]`, so that only the result can overflow.
+/// The determinant; or its sign, and the logarithm of its magnitude.
 #[cube]
-pub(super) fn scaled<A: Float>(state: &mut Array<A>, factor: A) {
-    let one = A::new(1.0);
-    let mut value = factor;
-    #[unroll]
-    for turn in 0..5 {
-        if comptime!(turn == 4) {
-            value = value * state[0];
-        }
-        let large = value.abs() >= A::new(1.099_511_6e12);
-        let small = value.abs() < A::new(9.094_947e-13) && value != A::new(0.0);
-        value = value * select(large, A::new(9.094_947e-13), select(small, A::new(1.099_511_6e12), one));
-        state[1] = state[1] + select(large, one, select(small, -one, A::new(0.0)));
+fn determinants<A: Float>(
+    memory: &Shared<[A]>,
+    numbers: &mut Array<A>,
+    tile: usize,
+    n: usize,
+    row: usize,
+    sign: A,
+    below: A,
+    #[comptime] form: Form,
+) {
+    let mut state = Array::<A>::new(2usize);
+    state[0] = sign;
+    state[1] = A::new(0.0);
+    for k in 0..n {
+        scaled::<A>(&mut state, memory[tile + k * row + k]);
     }
-    state[0] = value;
-}
-
-/// −1, 0 or 1.
-#[cube]
-pub(super) fn signum<A: Float>(x: A) -> A {
-    select(x > A::new(0.0), A::new(1.0), select(x < A::new(0.0), A::new(-1.0), A::new(0.0)))
-}
-
-/// The logarithm of the magnitude of the product, if it is not 0. In f64, which shading languages have no logarithm of, by
-/// the series of ln((1 + s)/(1 − s)).
-#[cube]
-pub(super) fn logarithm<A: Float>(state: &Array<A>, #[comptime] double: bool) -> A {
-    let zero = state[0] == A::new(0.0);
-    let mut value = select(zero, A::new(1.0), state[0].abs());
-    // 40·ln 2 in parts of 24 bits.
-    let mut log = state[1] * A::new(27.725_887);
-    if comptime!(double) {
-        log += state[1] * (A::new(LN_SECOND) + A::new(LN_THIRD));
-        let mut power = A::new(0.0);
-        for _ in 0..41u32 {
-            let (large, small) = (value > A::new(1.5), value < A::new(0.75));
-            value = value * select(large, A::new(0.5), select(small, A::new(2.0), A::new(1.0)));
-            power += select(large, A::new(1.0), select(small, A::new(-1.0), A::new(0.0)));
-        }
-        log += power * (A::new(27.725_887) + A::new(LN_SECOND) + A::new(LN_THIRD)) / A::new(40.0);
-        let s = (value - A::new(1.0)) / (value + A::new(1.0));
-        let square = s * s;
-        let mut sum = A::new(0.0);
-        #[unroll]
-        for i in 0..16 {
-            let divisor = comptime!((31 - 2 * i) as f32);
-            sum = sum * square + A::new(1.0) / A::new(divisor);
-        }
-        log += A::new(2.0) * s * sum;
+    if comptime!(form.kind == Kind::Slogdet) {
+        numbers[0] = signum::<A>(state[0]);
+        numbers[1] = select(state[0] == A::new(0.0), below, logarithm::<A>(&state, form.double));
     } else {
-        log += value.ln();
+        numbers[0] = unscaled::<A>(&state);
     }
-    log
 }
 
-/// What 40·ln 2 exceeds its f32 by, and what that leaves.
-const LN_SECOND: f32 = -7.61861685e-08;
-const LN_THIRD: f32 = -3.51327328e-15;
-
-/// The product itself.
+/// Exchanges two rows.
 #[cube]
-pub(super) fn unscaled<A: Float>(state: &Array<A>) -> A {
-    let mut value = state[0];
-    // Past 2¹⁶⁰⁰ every number has become infinite or zero.
-    let up = state[1] > A::new(0.0);
-    let step = select(up, A::new(1.099_511_6e12), A::new(9.094_947e-13));
-    let turns = min(state[1].abs(), A::new(40.0));
-    let mut turn = A::new(0.0);
-    while turn < turns {
-        value = value * step;
-        turn += A::new(1.0);
+fn exchange<A: Float>(memory: &mut Shared<[A]>, one: usize, other: usize, unit: usize, units: usize, width: usize) {
+    let mut j = unit;
+    while j < width {
+        let (above, below) = (memory[one + j], memory[other + j]);
+        memory[one + j] = below;
+        memory[other + j] = above;
+        j += units;
     }
-    value
+}
+
+/// The row of the largest magnitude in column `k` from row `k` on; the magnitude goes to `found`. Has one barrier.
+#[cube]
+fn find_pivot<A: Float>(
+    memory: &Shared<[A]>,
+    sizes: &mut Shared<[A]>,
+    places: &mut Shared<[u32]>,
+    found: &mut Array<A>,
+    tile: usize,
+    team: usize,
+    unit: usize,
+    k: usize,
+    m: usize,
+    row: usize,
+) -> u32 {
+    let search = team * comptime!(SEARCH);
+    if unit < comptime!(SEARCH) {
+        let mut size = A::new(-1.0);
+        let mut place = k;
+        let mut i = k + unit;
+        while i < m {
+            let candidate = memory[tile + i * row + k].abs();
+            let more = candidate > size;
+            size = select(more, candidate, size);
+            place = select(more, i, place);
+            i += comptime!(SEARCH);
+        }
+        sizes[search + unit] = size;
+        places[search + unit] = place as u32;
+    }
+    sync_cube();
+    let mut size = A::new(-1.0);
+    let mut place = k as u32;
+    for i in 0..comptime!(SEARCH) {
+        let candidate = sizes[search + i];
+        let own = places[search + i];
+        // Of equal magnitudes the first row counts, as in LAPACK.
+        let more = candidate > size || (candidate == size && own < place);
+        size = select(more, candidate, size);
+        place = select(more, own, place);
+    }
+    found[0] = size;
+    place
 }

@@ -157,10 +157,7 @@ impl Definition for Syrk {
 
     fn cases(&self) -> Vec<Case> {
         let mut cases = vec![case(SyrkParams::auto(), &[1024, 1024], Role::Bench), case(SyrkParams::auto(), &[200, 64, 64], Role::Bench)];
-        let sizes: [&[usize]; 11] = [
-            &[0, 0], &[0, 3], &[3, 0], &[1, 1], &[5, 7], &[33, 17], &[3, 16, 9], &[2, 2, 31, 40], &[65, 130], &[130, 3],
-            &[1, 100],
-        ];
+        let sizes: [&[usize]; 6] = [&[0, 3], &[3, 0], &[1, 1], &[33, 17], &[2, 2, 31, 40], &[65, 130]];
         for dims in sizes {
             cases.push(case(SyrkParams::auto(), dims, Role::Agree).tagged("sizes"));
             cases.push(case(SyrkParams { transpose: true, alpha: -0.5 }, dims, Role::Agree).tagged("transposed"));

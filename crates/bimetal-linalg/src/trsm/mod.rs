@@ -237,14 +237,21 @@ impl Definition for Trsm {
         });
         for (i, params) in forms.enumerate() {
             // A unit triangle of normal elements is as ill-conditioned as they come.
-            for (n, k) in [(1, 1), (5, 3), (17, 20), (33, 1), (40, 70), (130, 5)] {
+            // All forms at one size in shared memory, and the others by turns.
+            let others = [(1, 1), (17, 20), (40, 70), (130, 5), (33, 1)];
+            for (n, k) in [(9, 3), others[i % 5]] {
                 let label = format!("{n} {k} form {i}");
                 cases.push(case(params, &[3, n, n], k, POSITIVE, Role::Agree, &label));
             }
-            for (spectrum, tag) in [
-                (Spectrum::Zero, "zero"), (Spectrum::Identity, "identity"), (Spectrum::Banded, "banded"),
-                (Spectrum::Scaled(20), "1e20"), (Spectrum::Scaled(-20), "1e-20"), (Spectrum::OneNan, "one-nan"),
-            ] {
+            let spectra = [
+                (Spectrum::Zero, "zero"),
+                (Spectrum::Identity, "identity"),
+                (Spectrum::Banded, "banded"),
+                (Spectrum::Scaled(20), "1e20"),
+                (Spectrum::Scaled(-20), "1e-20"),
+                (Spectrum::OneNan, "one-nan"),
+            ];
+            for (spectrum, tag) in spectra.into_iter().filter(|_| i % 3 == 1) {
                 // What is solved with huge elements beside a unit diagonal is not finite.
                 if params.unit && spectrum == Spectrum::Scaled(20) {
                     continue;

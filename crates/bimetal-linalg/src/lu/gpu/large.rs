@@ -2,7 +2,7 @@
 
 use super::super::Kind;
 use super::super::cpu::Extents;
-use super::{logarithm, scaled, signum, unscaled};
+use super::determinant::{logarithm, scaled, signum, unscaled};
 use crate::blocks::{BLOCK, Place, Work};
 use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
@@ -331,9 +331,9 @@ fn exchange_rows<A: Float>(
             let k = (first + c) as usize;
             let p = pivots[matrix * r + k] as usize - 1;
             if p != k {
-                let other = w[from + p * n as usize];
-                w[from + p * n as usize] = w[from + k * n as usize];
-                w[from + k * n as usize] = other;
+                let (above, below) = (w[from + k * n as usize], w[from + p * n as usize]);
+                w[from + k * n as usize] = below;
+                w[from + p * n as usize] = above;
             }
         }
     }
