@@ -100,7 +100,7 @@ fn held(gpu: &Gpu, k: usize, dtype: DType) -> Result<usize> {
     if k > most {
         return Err(Error::argument("lstsq", "a", format!("at most {most} rows or columns on this device, got {k}")));
     }
-    Ok(k.next_power_of_two().min(most))
+    Ok(if k <= 256 { 256 } else { most })
 }
 
 /// The first column of each R that depends on those before it.
