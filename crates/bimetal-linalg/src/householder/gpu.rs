@@ -6,7 +6,8 @@
 use super::{Dims, OrmqrParams};
 use crate::qr::gpu::blocked::{PARAMS, STRIDE, Step, Work};
 use crate::qr::gpu::columns::{is_finite, magnitude_bits, normalizer, not_a_number};
-use crate::qr::gpu::panels::{self, Code, Stores, sum_all};
+use crate::qr::gpu::moves::{self, Stores};
+use crate::qr::gpu::panels::{Code, sum_all};
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
 use bimetal_core::{DType, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
@@ -181,11 +182,11 @@ pub(super) fn product(
     }
     let (x, v) = (&work.x, &work.v);
     // The scales and the status are not read.
-    let tiles = gpu.cubes(batch * rows.div_ceil(panels::TILE) * columns.div_ceil(panels::TILE));
+    let tiles = gpu.cubes(batch * rows.div_ceil(moves::TILE) * columns.div_ceil(moves::TILE));
     // SAFETY: as above.
     unsafe {
-        panels::store::launch_unchecked(
-            gpu.client(), tiles, CubeDim::new_1d(panels::TILE_UNITS as u32), work.address, x.gpu_arg()?, v.gpu_arg()?,
+        moves::store::launch_unchecked(
+            gpu.client(), tiles, CubeDim::new_1d(moves::TILE_UNITS as u32), work.address, x.gpu_arg()?, v.gpu_arg()?,
             work.tau.gpu_arg()?, inputs[1].gpu_arg()?, out.gpu_arg()?, batch, rows, columns, reflectors, stride,
             Stores::Unjudged, code.double, elems,
         );

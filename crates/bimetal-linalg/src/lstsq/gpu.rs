@@ -5,7 +5,7 @@
 
 use super::{Dims, rank_tolerance};
 use crate::qr::gpu::columns::not_a_number;
-use crate::qr::gpu::panels::{self, TILE, TILE_UNITS};
+use crate::qr::gpu::moves::{self, TILE, TILE_UNITS};
 use crate::{householder, qr};
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
 use bimetal_core::op::run_here;
@@ -24,15 +24,12 @@ pub(super) fn solve(gpu: &Gpu, dims: &Dims, a: &Tensor, b: &Tensor, outputs: &mu
     }
     let (tall, k) = (m.max(n), m.min(n));
     let dtype = if a.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    if k * dtype.size() > gpu.shared_memory {
-        let expected = format!("at most {} rows or columns on this device", gpu.shared_memory / dtype.size());
-        return Err(Error::argument("lstsq", "a", expected));
-    }
+    let room = held(gpu, k, dtype)?;
     let elems = [gpu.elem(a.dtype())?, gpu.elem(dtype)?];
     let make = |extents: &[usize], dtype| Tensor::empty_on(Spec::new(Shape::new(extents)?, dtype), gpu.device());
     let address = address_type(batch * tall * tall.max(p).max(k));
-    let elementwise = |count: usize| gpu.cubes(count.div_ceil(ELEMENTWISE_UNITS as usize));
     let units = CubeDim::new_1d(ELEMENTWISE_UNITS);
+    let elementwise = |count: usize| gpu.cubes(count.div_ceil(ELEMENTWISE_UNITS as usize));
     let wanted = make(&[batch, tall, k], dtype)?;
     let mut packed = make(&[batch, tall, k], dtype)?;
     let mut tau = make(&[batch, k], dtype)?;
@@ -42,13 +39,13 @@ pub(super) fn solve(gpu: &Gpu, dims: &Dims, a: &Tensor, b: &Tensor, outputs: &mu
     // SAFETY: the buffers have these extents, past which the kernels touch nothing; the transposition reads no scale.
     unsafe {
         if m < n {
-            panels::load::launch_unchecked(
+            moves::load::launch_unchecked(
                 gpu.client(), gpu.cubes(batch * m.div_ceil(TILE) * n.div_ceil(TILE)),
                 CubeDim::new_1d(TILE_UNITS as u32), address, a.gpu_arg()?, tau.gpu_arg()?, wanted.gpu_arg()?, batch, m, n,
                 m, false, elems,
             );
         } else {
-            panels::copy_lines::launch_unchecked(
+            moves::copy_lines::launch_unchecked(
                 gpu.client(), elementwise(batch * m * n), units, address, a.gpu_arg()?, wanted.gpu_arg()?,
                 batch * m * n, 1, 1, false, elems,
             );
@@ -62,12 +59,11 @@ pub(super) fn solve(gpu: &Gpu, dims: &Dims, a: &Tensor, b: &Tensor, outputs: &mu
             gpu.client(), gpu.cubes(batch), CubeDim::new_1d(UNITS as u32), address, packed.gpu_arg()?, found.gpu_arg()?,
             status.gpu_arg()?, batch, tall * k, k, InputScalar::new(rank_tolerance(m, n, dtype), elems[1]), elems[1],
         );
-        panels::copy_lines::launch_unchecked(
+        moves::copy_lines::launch_unchecked(
             gpu.client(), elementwise(batch * tall * p), units, address, b.gpu_arg()?, c.gpu_arg()?, batch * tall * p,
             (m * p).max(1), (tall * p).max(1), false, elems,
         );
     }
-    let room = k.next_power_of_two().min(gpu.shared_memory / dtype.size());
     let substitution = |y: &Tensor, transposed: bool| -> Result<()> {
         if p == 0 || k == 0 {
             return Ok(());
@@ -96,6 +92,15 @@ pub(super) fn solve(gpu: &Gpu, dims: &Dims, a: &Tensor, b: &Tensor, outputs: &mu
         );
     }
     Ok(())
+}
+
+/// Elements of shared memory for right-hand sides of `k`: few sizes, because each has code of its own.
+fn held(gpu: &Gpu, k: usize, dtype: DType) -> Result<usize> {
+    let most = gpu.shared_memory.min(48 << 10) / dtype.size();
+    if k > most {
+        return Err(Error::argument("lstsq", "a", format!("at most {most} rows or columns on this device, got {k}")));
+    }
+    Ok(if k <= 256 { 256 } else { most })
 }
 
 /// The first column of each R that depends on those before it.

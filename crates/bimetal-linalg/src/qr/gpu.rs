@@ -2,6 +2,7 @@
 
 pub(crate) mod blocked;
 pub(crate) mod columns;
+pub(crate) mod moves;
 pub(crate) mod panels;
 
 use self::columns::{Layout, factor_columns};

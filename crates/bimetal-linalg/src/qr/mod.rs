@@ -406,16 +406,15 @@ fn qr_cases() -> Vec<Case> {
         cases.push(agree(Form::Reduced, &[3, 9, 9], spectrum));
         cases.push(agree(Form::Reduced, &[2, 40, 40], spectrum));
         cases.push(agree(Form::Complete, &[17, 11, 5], spectrum));
-        cases.push(agree(Form::Reduced, &[70, 65], spectrum));
         cases.push(agree(Form::Reduced, &[129, 40], spectrum));
     }
     for n in [0, 1, 2, 3, 5, 7, 16, 17, 31, 32, 33, 48, 63, 65, 100, 129] {
         cases.push(agree(Form::Reduced, &[n, n], Spectrum::Random));
     }
-    let shapes: [&[usize]; 24] = [
+    let shapes: [&[usize]; 20] = [
         &[0, 3], &[3, 0], &[1, 9], &[9, 1], &[17, 16], &[16, 17], &[33, 7], &[7, 33], &[100, 3], &[3, 100],
-        &[130, 65], &[65, 130], &[257, 30], &[20, 300], &[0, 4, 4], &[1, 5, 3], &[2, 0, 3, 6, 6], &[2, 3, 1, 8, 5],
-        &[37, 4, 4], &[5, 31, 33], &[3, 129, 70], &[2, 64, 64], &[520, 9], &[1030, 33],
+        &[130, 65], &[65, 130], &[20, 300], &[0, 4, 4], &[1, 5, 3], &[2, 0, 3, 6, 6], &[2, 3, 1, 8, 5],
+        &[37, 4, 4], &[3, 129, 70], &[1030, 33],
     ];
     for dims in shapes {
         cases.push(agree(Form::Reduced, dims, Spectrum::Random));

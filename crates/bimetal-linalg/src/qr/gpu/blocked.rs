@@ -1,7 +1,8 @@
 //! Large matrices on the GPU: panels one after another, each applied to the columns after it; then Q from the last one back.
 
 use super::super::{Dims, Form};
-use super::panels::{self, BLOCK, Code, LINES, Stores, TILE, TILE_UNITS};
+use super::moves::{self, Stores, TILE, TILE_UNITS};
+use super::panels::{self, BLOCK, Code, LINES};
 use bimetal_core::gpu::Product;
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
 use bimetal_core::{DType, Error, Gpu, Result, Shape, Spec, Tensor};
@@ -78,13 +79,13 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
     let units = CubeDim::new_1d(TILE_UNITS as u32);
     // SAFETY: the kernels drop what is past these extents, which are those of the buffers.
     unsafe {
-        panels::column_scales::launch_unchecked(
+        moves::column_scales::launch_unchecked(
             gpu.client(), tiles(1, n), units, work.address, a.gpu_arg()?, scales.gpu_arg()?, batch, m, n, double, elems,
         );
-        panels::statuses::launch_unchecked(
+        moves::statuses::launch_unchecked(
             gpu.client(), gpu.cubes(batch), units, work.address, scales.gpu_arg()?, status.gpu_arg()?, batch, n, elems[1],
         );
-        panels::load::launch_unchecked(
+        moves::load::launch_unchecked(
             gpu.client(), tiles(stride, n), units, work.address, a.gpu_arg()?, scales.gpu_arg()?, work.x.gpu_arg()?,
             batch, m, n, stride, true, elems,
         );
@@ -98,12 +99,13 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
             work.apply(&work.x, n, steps[index], index, steps[index].end()..end, true)?;
         }
         grams.push(work.block_gram(&steps[block.clone()])?);
-        work.apply_block(&work.x, n, &steps, block, grams.last().and_then(Option::as_ref), end, true)?;
+        let block = Block { steps: &steps[block.clone()], index: block.start, gram: grams.last().and_then(Option::as_ref) };
+        work.apply_block(&work.x, n, &block, end, true)?;
     }
     let store = |x: &Tensor, out: &Tensor, rows: usize, columns: usize, stores: Stores| -> Result<()> {
         // SAFETY: as above.
         unsafe {
-            panels::store::launch_unchecked(
+            moves::store::launch_unchecked(
                 gpu.client(), tiles(rows, columns), units, work.address, x.gpu_arg()?, work.v.gpu_arg()?,
                 scales.gpu_arg()?, status.gpu_arg()?, out.gpu_arg()?, batch, rows, columns, reflectors, stride, stores,
                 double, elems,
@@ -115,7 +117,7 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
         let total = batch * k;
         // SAFETY: as above.
         unsafe {
-            panels::store_tau::launch_unchecked(
+            moves::store_tau::launch_unchecked(
                 gpu.client(), gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
                 CubeDim::new_1d(ELEMENTWISE_UNITS), work.address, work.tau.gpu_arg()?, status.gpu_arg()?,
                 second.gpu_arg()?, total, k, reflectors, elems,
@@ -151,6 +153,13 @@ fn steps(gpu: &Gpu, m: usize, k: usize) -> Result<Vec<Step>> {
         first += width;
     }
     Ok(made)
+}
+
+/// Panels that are applied together, the number of the first one, and the products of their reflectors.
+struct Block<'a> {
+    steps: &'a [Step],
+    index: usize,
+    gram: Option<&'a Tensor>,
 }
 
 /// Panels that are applied together to the columns after them.
@@ -272,27 +281,18 @@ impl Work<'_> {
     }
 
     /// Applies a block of panels to the columns of `x` from `from` on: by two products, or panel by panel.
-    fn apply_block(
-        &self,
-        x: &Tensor,
-        columns: usize,
-        steps: &[Step],
-        block: &Range<usize>,
-        gram: Option<&Tensor>,
-        from: usize,
-        forward: bool,
-    ) -> Result<()> {
+    fn apply_block(&self, x: &Tensor, columns: usize, block: &Block, from: usize, forward: bool) -> Result<()> {
         if from >= columns {
             return Ok(());
         }
-        if let Some(gram) = gram
-            && self.apply_products(x, columns, &steps[block.clone()], gram, from, forward)?
+        if let Some(gram) = block.gram
+            && self.apply_products(x, columns, block.steps, gram, from, forward)?
         {
             return Ok(());
         }
-        for turn in 0..block.len() {
-            let index = if forward { block.start + turn } else { block.end - 1 - turn };
-            self.apply(x, columns, steps[index], index, from..columns, forward)?;
+        for turn in 0..block.steps.len() {
+            let at = if forward { turn } else { block.steps.len() - 1 - turn };
+            self.apply(x, columns, block.steps[at], block.index + at, from..columns, forward)?;
         }
         Ok(())
     }
@@ -377,13 +377,13 @@ impl Work<'_> {
         // SAFETY: the buffers have these extents; no scale is read.
         unsafe {
             if by_rows {
-                panels::copy_lines::launch_unchecked(
+                moves::copy_lines::launch_unchecked(
                     gpu.client(), gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
                     CubeDim::new_1d(ELEMENTWISE_UNITS), self.address, c.gpu_arg()?, self.x.gpu_arg()?, total, columns,
                     self.stride, false, elems,
                 );
             } else {
-                panels::load::launch_unchecked(
+                moves::load::launch_unchecked(
                     gpu.client(), gpu.cubes(batch * self.stride.div_ceil(TILE) * columns.div_ceil(TILE)),
                     CubeDim::new_1d(TILE_UNITS as u32), self.address, c.gpu_arg()?, self.tau.gpu_arg()?,
                     self.x.gpu_arg()?, batch, rows, columns, self.stride, false, elems,
@@ -398,7 +398,7 @@ impl Work<'_> {
         let (gpu, total) = (self.gpu, out.numel());
         // SAFETY: `out` has as many lines as `x`, of `m` elements.
         unsafe {
-            panels::copy_lines::launch_unchecked(
+            moves::copy_lines::launch_unchecked(
                 gpu.client(), gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)), CubeDim::new_1d(ELEMENTWISE_UNITS),
                 self.address, self.x.gpu_arg()?, out.gpu_arg()?, total, self.dims.m, self.stride, true,
                 [elems[1], elems[0]],
@@ -419,7 +419,7 @@ impl Work<'_> {
         let total = q.numel();
         // SAFETY: `total` is the number of elements.
         unsafe {
-            panels::identity::launch_unchecked(
+            moves::identity::launch_unchecked(
                 self.gpu.client(),
                 self.gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
                 CubeDim::new_1d(ELEMENTWISE_UNITS),
@@ -432,7 +432,8 @@ impl Work<'_> {
             );
         }
         for (block, gram) in blocks.iter().zip(grams).rev() {
-            self.apply_block(&q, columns, steps, block, gram.as_ref(), steps[block.start].first, false)?;
+            let block = Block { steps: &steps[block.clone()], index: block.start, gram: gram.as_ref() };
+            self.apply_block(&q, columns, &block, block.steps[0].first, false)?;
         }
         Ok(q)
     }

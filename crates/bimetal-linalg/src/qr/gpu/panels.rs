@@ -4,14 +4,8 @@
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
 
-use super::columns::{is_finite, magnitude_bits, normalizer, not_a_number};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
-
-/// Rows and columns of the squares in which matrices are transposed.
-pub const TILE: usize = 32;
-/// Units that transpose a square.
-pub const TILE_UNITS: usize = 256;
 
 /// What the kernels' code depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,212 +43,6 @@ pub fn sum_all<A: Float>(values: &mut Array<A>, scratch: &mut Shared<[A]>, #[com
     }
 }
 
-/// The powers of two with which columns are multiplied, 0 for columns that are not finite: a cube for each 32 columns.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn column_scales<I: Float, A: Float>(
-    a: &[I],
-    scales: &mut [A],
-    batch: usize,
-    m: usize,
-    n: usize,
-    #[comptime] double: bool,
-    #[define(I, A)] _elems: [ElemType; 2],
-) {
-    let mut found = Shared::<[u32]>::new_slice(TILE_UNITS);
-    let groups = n.div_ceil(TILE);
-    let matrix = CUBE_POS / groups;
-    let column = CUBE_POS % groups * TILE + UNIT_POS as usize % TILE;
-    let mut largest = 0u32;
-    if matrix < batch && column < n {
-        let mut i = UNIT_POS as usize / TILE;
-        while i < m {
-            let x = A::cast_from(a[(matrix * m + i) * n + column]);
-            largest = max(largest, magnitude_bits::<A>(x, double));
-            i += comptime!(TILE_UNITS / TILE);
-        }
-    }
-    found[UNIT_POS as usize] = largest;
-    sync_cube();
-    if (UNIT_POS as usize) < TILE && matrix < batch && column < n {
-        let mut all = 0u32;
-        #[unroll]
-        for i in 0..comptime!(TILE_UNITS / TILE) {
-            all = max(all, found[UNIT_POS as usize + i * TILE]);
-        }
-        scales[matrix * n + column] = select(is_finite(all, double), normalizer::<A>(all, double), A::from_int(0));
-    }
-}
-
-/// The status of each matrix from its columns' scales: a cube for each.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn statuses<A: Float>(
-    scales: &[A],
-    status: &mut [i32],
-    batch: usize,
-    n: usize,
-    #[define(A)] _elem: ElemType,
-) {
-    let mut flag = Shared::<[u32]>::new_slice(1usize);
-    if UNIT_POS == 0 {
-        flag[0] = 0u32;
-    }
-    sync_cube();
-    if CUBE_POS < batch {
-        let mut column = UNIT_POS as usize;
-        while column < n {
-            if scales[CUBE_POS * n + column] == A::from_int(0) {
-                flag[0] = 1u32;
-            }
-            column += CUBE_DIM as usize;
-        }
-    }
-    sync_cube();
-    if UNIT_POS == 0 && CUBE_POS < batch {
-        status[CUBE_POS] = select(flag[0] != 0u32, -1i32, 0i32);
-    }
-}
-
-/// Transposes matrices, and scales them if asked: `x` has `stride` elements for each column, those past its rows zero.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn load<I: Float, A: Float>(
-    a: &[I],
-    scales: &[A],
-    x: &mut [A],
-    batch: usize,
-    m: usize,
-    n: usize,
-    stride: usize,
-    #[comptime] scaled: bool,
-    #[define(I, A)] _elems: [ElemType; 2],
-) {
-    let mut tile = Shared::<[A]>::new_slice(comptime!(TILE * (TILE + 1)));
-    let down = stride.div_ceil(TILE);
-    let across = n.div_ceil(TILE);
-    let matrix = CUBE_POS / (down * across);
-    let row = CUBE_POS % (down * across) / across * TILE;
-    let column = CUBE_POS % across * TILE;
-    let near = UNIT_POS as usize % TILE;
-    #[unroll]
-    for step in 0..comptime!(TILE * TILE / TILE_UNITS) {
-        let far = UNIT_POS as usize / TILE + comptime!(step * TILE_UNITS / TILE);
-        let mut value = A::from_int(0);
-        if matrix < batch && row + far < m && column + near < n {
-            value = A::cast_from(a[(matrix * m + row + far) * n + column + near]);
-            if comptime!(scaled) {
-                value *= scales[matrix * n + column + near];
-            }
-        }
-        tile[far * comptime!(TILE + 1) + near] = value;
-    }
-    sync_cube();
-    #[unroll]
-    for step in 0..comptime!(TILE * TILE / TILE_UNITS) {
-        let far = UNIT_POS as usize / TILE + comptime!(step * TILE_UNITS / TILE);
-        if matrix < batch && column + far < n && row + near < stride {
-            x[(matrix * n + column + far) * stride + row + near] = tile[near * comptime!(TILE + 1) + far];
-        }
-    }
-}
-
-/// What of a transposed matrix is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stores {
-    /// The elements.
-    Whole,
-    /// The elements, where there is no status.
-    Unjudged,
-    /// Those on and above the diagonal, scaled back; zeros below it.
-    Triangle,
-    /// The same, with the reflectors below the diagonal.
-    Packed,
-}
-
-/// Transposes matrices back, `rows`×`columns` of each; NaN for those that failed.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn store<I: Float, A: Float>(
-    x: &[A],
-    reflectors: &[A],
-    scales: &[A],
-    status: &[i32],
-    out: &mut [I],
-    batch: usize,
-    rows: usize,
-    columns: usize,
-    reflector_count: usize,
-    stride: usize,
-    #[comptime] stores: Stores,
-    #[comptime] double: bool,
-    #[define(I, A)] _elems: [ElemType; 2],
-) {
-    let mut tile = Shared::<[A]>::new_slice(comptime!(TILE * (TILE + 1)));
-    let down = rows.div_ceil(TILE);
-    let across = columns.div_ceil(TILE);
-    let matrix = CUBE_POS / (down * across);
-    let row = CUBE_POS % (down * across) / across * TILE;
-    let column = CUBE_POS % across * TILE;
-    let near = UNIT_POS as usize % TILE;
-    #[unroll]
-    for step in 0..comptime!(TILE * TILE / TILE_UNITS) {
-        let far = UNIT_POS as usize / TILE + comptime!(step * TILE_UNITS / TILE);
-        let (i, j) = (row + near, column + far);
-        let mut value = A::from_int(0);
-        if matrix < batch && i < rows && j < columns {
-            let at = (matrix * columns + j) * stride + i;
-            if comptime!(stores == Stores::Whole || stores == Stores::Unjudged) {
-                value = x[at];
-            } else if i <= j {
-                let scale = magnitude_bits::<A>(scales[matrix * columns + j], double);
-                value = x[at] * normalizer::<A>(scale, double);
-            } else if comptime!(stores == Stores::Packed) {
-                value = reflectors[(matrix * reflector_count + j) * stride + i];
-            }
-        }
-        tile[far * comptime!(TILE + 1) + near] = value;
-    }
-    sync_cube();
-    #[unroll]
-    for step in 0..comptime!(TILE * TILE / TILE_UNITS) {
-        let far = UNIT_POS as usize / TILE + comptime!(step * TILE_UNITS / TILE);
-        if matrix < batch && row + far < rows && column + near < columns {
-            let value = tile[near * comptime!(TILE + 1) + far];
-            let at = (matrix * rows + row + far) * columns + column + near;
-            if comptime!(stores == Stores::Unjudged) {
-                out[at] = I::cast_from(value);
-            } else {
-                let bad = status[matrix] != 0i32;
-                out[at] = I::cast_from(select(bad, not_a_number::<A>(), value));
-            }
-        }
-    }
-}
-
-/// Stores τ; NaN for matrices that failed.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn store_tau<I: Float, A: Float>(
-    tau: &[A],
-    status: &[i32],
-    out: &mut [I],
-    total: usize,
-    k: usize,
-    stride: usize,
-    #[define(I, A)] _elems: [ElemType; 2],
-) {
-    let i = ABSOLUTE_POS;
-    if i < total {
-        let bad = status[i / k] != 0i32;
-        out[i] = I::cast_from(select(bad, not_a_number::<A>(), tau[i / k * stride + i % k]));
-    }
-}
-
-/// The first `columns` columns of identities, a column after another.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn identity<A: Float>(x: &mut [A], total: usize, columns: usize, stride: usize, #[define(A)] _elem: ElemType) {
-    let i = ABSOLUTE_POS;
-    if i < total {
-        x[i] = select(i % stride == i / stride % columns, A::from_int(1), A::from_int(0));
-    }
-}
-
 /// Factorises the columns `first..first + used` of each matrix, by a cube: R goes back to `x`, the reflectors with their
 /// zeros and ones to `v`, and the products of their pairs to `gram`. The others of `width` reflectors are zero.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -277,9 +65,7 @@ pub fn panel<A: Float>(
     let (width, rows) = (comptime!(form.width), comptime!(form.rows));
     let mut scratch = Shared::<[A]>::new_slice(comptime!(form.planes * width));
     let mut pivots = Shared::<[A]>::new_slice(comptime!(2 * width));
-    let matrix = CUBE_POS;
-    let active = matrix < batch;
-    let unit = UNIT_POS as usize;
+    let (matrix, unit, active) = (CUBE_POS, UNIT_POS as usize, CUBE_POS < batch);
     let zero = A::from_int(0);
     let mut held = Array::<A>::new(comptime!(width * rows));
     #[unroll]
@@ -334,10 +120,8 @@ pub fn panel<A: Float>(
                     let other = held[comptime!(j * rows + r)];
                     held[comptime!(c * rows + r)] -= step * other;
                 }
-            } else if comptime!(c < j) {
-                if UNIT_POS == 0 && active {
-                    gram[gram_start + (matrix * width + c) * width + j] = product;
-                }
+            } else if comptime!(c < j) && UNIT_POS == 0 && active {
+                gram[gram_start + (matrix * width + c) * width + j] = product;
             }
         }
         let own = held[comptime!(j * rows)];
@@ -353,35 +137,62 @@ pub fn panel<A: Float>(
         }
     }
     if active {
+        let place = Place { column: matrix * n + first, line: matrix * reflectors + first, m, stride, first };
+        store_panel::<A>(&held, x, v, &place, used, form);
+    }
+}
+
+/// Where a panel is: its first column and its first reflector among those of all matrices, and its first row.
+#[derive(CubeType, Clone, Copy)]
+struct Place {
+    column: usize,
+    line: usize,
+    m: usize,
+    stride: usize,
+    first: usize,
+}
+
+/// Stores the panel's part of R, and its reflectors with their zeros and ones.
+#[cube]
+fn store_panel<A: Float>(
+    held: &Array<A>,
+    x: &mut [A],
+    v: &mut [A],
+    place: &Place,
+    used: u32,
+    #[comptime] form: Code,
+) {
+    let (width, rows) = (comptime!(form.width), comptime!(form.rows));
+    let unit = UNIT_POS as usize;
+    let zero = A::from_int(0);
+    #[unroll]
+    for c in 0..width {
+        let start = (place.line + c) * place.stride;
+        let own = held[comptime!(c * rows)];
+        if UNIT_POS <= c as u32 && (c as u32) < used && place.first + unit < place.m {
+            x[(place.column + c) * place.stride + place.first + unit] = own;
+        }
+        let one = select(UNIT_POS == c as u32, A::from_int(1), zero);
+        let mut row = unit;
+        while row < place.first {
+            v[start + row] = zero;
+            row += form.units;
+        }
         #[unroll]
-        for c in 0..width {
-            let start = (matrix * reflectors + first + c) * stride;
-            let own = held[comptime!(c * rows)];
-            if UNIT_POS <= c as u32 && (c as u32) < used && first + unit < m {
-                x[(matrix * n + first + c) * stride + first + unit] = own;
-            }
-            let one = select(UNIT_POS == c as u32, A::from_int(1), zero);
-            let mut row = unit;
-            while row < first {
-                v[start + row] = zero;
-                row += form.units;
-            }
-            #[unroll]
-            for r in 0..rows {
-                let row = first + unit + r * form.units;
-                if row < stride {
-                    if comptime!(r == 0) {
-                        v[start + row] = select(UNIT_POS > c as u32, own, one);
-                    } else {
-                        v[start + row] = held[comptime!(c * rows + r)];
-                    }
+        for r in 0..rows {
+            let row = place.first + unit + r * form.units;
+            if row < place.stride {
+                if comptime!(r == 0) {
+                    v[start + row] = select(UNIT_POS > c as u32, own, one);
+                } else {
+                    v[start + row] = held[comptime!(c * rows + r)];
                 }
             }
-            row = first + unit + comptime!(rows * form.units);
-            while row < stride {
-                v[start + row] = zero;
-                row += form.units;
-            }
+        }
+        row = place.first + unit + comptime!(rows * form.units);
+        while row < place.stride {
+            v[start + row] = zero;
+            row += form.units;
         }
     }
 }
@@ -524,27 +335,3 @@ pub fn weights<A: Float>(
     }
 }
 
-/// Copies lines of `m` elements to lines of `stride`, filled up with zeros, or back.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn copy_lines<I: Float, O: Float>(
-    from: &[I],
-    to: &mut [O],
-    total: usize,
-    m: usize,
-    stride: usize,
-    #[comptime] back: bool,
-    #[define(I, O)] _elems: [ElemType; 2],
-) {
-    let at = ABSOLUTE_POS;
-    if at < total {
-        if comptime!(back) {
-            to[at] = O::cast_from(from[at / m * stride + at % m]);
-        } else {
-            let mut value = O::from_int(0);
-            if at % stride < m {
-                value = O::cast_from(from[at / stride * m + at % stride]);
-            }
-            to[at] = value;
-        }
-    }
-}
