@@ -24,6 +24,8 @@ struct Params {
     kept: usize,
     /// Columns of a block where the memory of a cube allows.
     block: usize,
+    /// Columns of a block at least, when smaller blocks give more processors something to do.
+    least_block: usize,
     /// Sweeps at most in one launch.
     sweeps: usize,
     /// Sweeps at most when every round is a launch.
@@ -33,8 +35,16 @@ struct Params {
     shared_from: usize,
 }
 
-const PARAMS: Params =
-    Params { units: 1024, lanes: 8, kept: 16, block: 16, sweeps: 40, launched_sweeps: 20, shared_from: 160 };
+const PARAMS: Params = Params {
+    units: 1024,
+    lanes: 8,
+    kept: 16,
+    block: 16,
+    least_block: 8,
+    sweeps: 40,
+    launched_sweeps: 20,
+    shared_from: 160,
+};
 
 /// What to compute.
 #[derive(Clone, Copy)]
@@ -131,10 +141,8 @@ struct Division {
     lanes: Lanes,
     /// Where the elements that are only rotated begin.
     below: usize,
-    /// Elements of a column in all, with the zeros that fill the last lanes.
+    /// Elements from one column to the next.
     height: usize,
-    /// Elements from one column to the next in shared memory.
-    stride: usize,
     slots: usize,
 }
 
@@ -157,7 +165,7 @@ impl Job<'_> {
         let (least, plane) = (self.gpu.plane.0 as usize, self.gpu.plane.1 as usize);
         let most = PARAMS.units.min(self.gpu.max_units as usize).max(plane);
         let pairs = pairs.max(1);
-        let mut lanes = PARAMS.lanes.min(least);
+        let mut lanes = std::env::var("BM_LANES").ok().and_then(|x| x.parse().ok()).unwrap_or(PARAMS.lanes).min(least);
         while self.rows > PARAMS.kept * lanes && 2 * lanes <= least.min(32) {
             lanes *= 2;
         }
@@ -173,17 +181,17 @@ impl Job<'_> {
         let tail_kept = if kept > 0 { tail.div_ceil(lanes * team) } else { 0 };
         let height = if kept > 0 { below + tail_kept * lanes * team } else { below + tail };
         // Teams side by side in a plane, which take neighbouring columns, hit different banks.
-        let stride = if lanes < 32 { height + (32 + lanes - height % 32) % 32 } else { height | 1 };
+        let height = if lanes < 32 { height + (32 + lanes - height % 32) % 32 } else { height | 1 };
         let units = (pairs * team * lanes).next_multiple_of(plane).min(most / plane * plane).max(plane);
         let slots = units.div_ceil(least) * 3;
         let lanes = Lanes { lanes: lanes as u32, kept: kept as u32, tail: tail_kept as u32, joined: team > 1 };
-        Division { units, team, lanes, below, height, stride, slots }
+        Division { units, team, lanes, below, height, slots }
     }
 
     /// How one cube takes a whole matrix, if its memory is large enough and there is work for most processors.
     fn whole_plan(&self) -> Option<WholePlan> {
         let division = self.division(self.cols.div_ceil(2));
-        let needed = self.cols * division.stride;
+        let needed = self.cols * division.height;
         let most_cols = self.cols.next_multiple_of(32).max(32);
         let fixed = most_cols * (self.size + 4) + division.slots * self.size;
         let room = self.gpu.shared_memory.saturating_sub(fixed) / self.size;
@@ -246,7 +254,7 @@ impl Job<'_> {
                 self.rows as u32,
                 self.cols as u32,
                 division.below as u32,
-                division.stride as u32,
+                division.height as u32,
                 u32::from(self.swapped),
                 left_cols as u32,
                 right_rows as u32,
@@ -326,9 +334,13 @@ impl Job<'_> {
     /// Columns of a block, two of which a cube can hold.
     fn block_width(&self) -> Option<usize> {
         let mut block = PARAMS.block;
+        let cubes = |block: usize| self.batch * self.cols.div_ceil(block) / 2;
+        while self.cols >= 1024 && block > PARAMS.least_block && 5 * cubes(block) < 2 * self.gpu.processors as usize {
+            block /= 2;
+        }
         loop {
             let division = self.division(block);
-            let elements = 2 * block * division.stride + division.slots;
+            let elements = 2 * block * division.height + division.slots;
             if elements * self.size <= self.gpu.shared_memory {
                 return Some(block);
             }
@@ -464,7 +476,6 @@ impl Rotations<'_> {
                     job.rows as u32,
                     job.cols as u32,
                     self.height as u32,
-                    division.stride as u32,
                     blocks as u32,
                     round as u32,
                     sweep as u32,
@@ -473,7 +484,7 @@ impl Rotations<'_> {
                     job.tolerance,
                     job.negligible,
                     block as u32,
-                    rounded(2 * block * division.stride).min(gpu.shared_memory / job.size - division.slots),
+                    rounded(2 * block * division.height).min(gpu.shared_memory / job.size - division.slots),
                     division.slots,
                     division.lanes,
                     job.elems[1],

@@ -108,11 +108,18 @@ pub fn rotation<F: Float>(aa: F, bb: F, ab: F, tolerance: F, negligible: F) -> (
     let sum = gap.abs() + squares * squares.inverse_sqrt();
     let inverse = sum.inverse_sqrt();
     let t = select(gap < zero, zero - twice, twice) * inverse * inverse;
-    let secant = one + t * t;
-    let sum = one + secant * secant.inverse_sqrt();
-    let inverse = sum.inverse_sqrt();
-    let tau = select(needed, t * inverse * inverse, zero);
-    ((tau + tau) / (one + tau * tau), tau)
+    // t / (1 + √(1 + t²)) to 10⁻⁴, exact in the limit; then 1 / (1 + τ²) by two steps of Newton's method.
+    let u = t * t;
+    let half = F::new(0.5f32)
+        + u * (F::new(-0.125f32)
+            + u * (F::new(0.0608691f32) + u * (F::new(-0.02985945f32) + u * F::new(0.00823455f32))));
+    let tau = select(needed, t * half, zero);
+    let v = tau * tau;
+    let two = F::from_int(2);
+    let mut inverse = F::new(0.9998089f32) + v * (F::new(-0.98617542f32) + v * F::new(0.78539016f32));
+    inverse = inverse * (two - inverse * (one + v));
+    inverse = inverse * (two - inverse * (one + v));
+    ((tau + tau) * inverse, tau)
 }
 
 /// The sum of `value` over the units of a team, in each of them.
@@ -258,4 +265,39 @@ pub fn squared_length<F: Float>(w: &Shared<[F]>, p: usize, rows: u32) -> F {
         i += PLANE_DIM;
     }
     plane_sum(sum)
+}
+
+/// Elements that a unit copies at a time, so that the memory's latency is paid once for all of them.
+const BURST: usize = 8;
+
+/// Copies `count` elements from `from` on to a place in shared memory.
+#[cube]
+pub fn load<F: Float>(source: &mut [F], from: usize, tile: &mut Shared<[F]>, to: usize, count: u32) {
+    let mut e = UNIT_POS;
+    while e + comptime!(BURST as u32 - 1) * CUBE_DIM < count {
+        let mut burst = Array::<F>::new(BURST);
+        #[unroll]
+        for k in 0..BURST {
+            burst[k] = source[from + (e + comptime!(k as u32) * CUBE_DIM) as usize];
+        }
+        #[unroll]
+        for k in 0..BURST {
+            tile[to + (e + comptime!(k as u32) * CUBE_DIM) as usize] = burst[k];
+        }
+        e += comptime!(BURST as u32) * CUBE_DIM;
+    }
+    while e < count {
+        tile[to + e as usize] = source[from + e as usize];
+        e += CUBE_DIM;
+    }
+}
+
+/// The reverse of [`load()`].
+#[cube]
+pub fn store<F: Float>(tile: &Shared<[F]>, from: usize, target: &mut [F], to: usize, count: u32) {
+    let mut e = UNIT_POS;
+    while e < count {
+        target[to + e as usize] = tile[from + e as usize];
+        e += CUBE_DIM;
+    }
 }
