@@ -42,7 +42,7 @@ pub fn measure<I: Float, F: Float>(
         j += CUBE_DIM;
     }
     let failed = cube_largest::<F>(bad, &mut slots) > zero;
-    let scale = scale_of::<F>(cube_largest::<F>(select(failed, zero, largest), &mut slots));
+    let scale = scale_of::<F>(cube_largest::<F>(select(failed, zero, largest), &mut slots), comptime!(form.wide));
     let mut norm = zero;
     if comptime!(form.symmetric) {
         let mut j = UNIT_POS;

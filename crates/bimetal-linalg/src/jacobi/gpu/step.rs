@@ -34,30 +34,29 @@ pub fn not_finite<F: Float>(x: F, #[comptime] wide: bool) -> F {
     }
 }
 
-/// The power of two that takes `largest` to between ½ and 1, as far as it and its inverse are normal f32; 1 for zero.
+/// The power of two that takes `largest` to between ½ and 1, as far as it and its inverse are normal; 1 for zero.
 #[cube]
-pub fn scale_of<F: Float>(largest: F) -> F {
+pub fn scale_of<F: Float>(largest: F, #[comptime] wide: bool) -> F {
     let mut scale = F::from_int(1);
     let half = F::new(0.5f32);
     let one = F::from_int(1);
     let step = F::from_int(65536);
+    let steps = comptime!(if wide { 62u32 } else { 7u32 });
     if largest > F::from_int(0) {
-        for _ in 0..7 {
+        for _ in 0..steps {
             if largest * scale * step < one {
                 scale *= step;
             }
-        }
-        for _ in 0..14 {
-            if largest * scale < half {
-                scale *= F::from_int(2);
-            }
-        }
-        for _ in 0..7 {
             if largest * scale > step {
                 scale /= step;
             }
         }
-        for _ in 0..14 {
+        for _ in 0..14u32 {
+            if largest * scale < half {
+                scale *= F::from_int(2);
+            }
+        }
+        for _ in 0..17u32 {
             if largest * scale >= one {
                 scale *= half;
             }
@@ -133,6 +132,28 @@ fn team_sum<F: Float>(value: F, #[comptime] lanes: u32) -> F {
     sum
 }
 
+/// Adds three sums of the planes of a team. Every unit of the cube calls it.
+#[cube]
+fn joined_sums<F: Float>(slots: &mut Shared<[F]>, sums: (F, F, F), plane: u32, member: u32, team: u32) -> (F, F, F) {
+    if UNIT_POS_PLANE == 0 {
+        slots[(plane * 3) as usize] = sums.0;
+        slots[(plane * 3 + 1) as usize] = sums.1;
+        slots[(plane * 3 + 2) as usize] = sums.2;
+    }
+    sync_cube();
+    let mut aa = F::from_int(0);
+    let mut bb = F::from_int(0);
+    let mut ab = F::from_int(0);
+    for t in 0..team {
+        let slot = ((plane - member + t) * 3) as usize;
+        aa += slots[slot];
+        bb += slots[slot + 1];
+        ab += slots[slot + 2];
+    }
+    sync_cube();
+    (aa, bb, ab)
+}
+
 /// Makes two columns of `w` orthogonal by a rotation; says 1 if one was needed, 0 if not. Every unit of the cube calls it;
 /// units without a pair pass `active` false.
 ///
@@ -183,22 +204,10 @@ pub fn rotate<F: Float>(
     bb = team_sum::<F>(bb, lanes);
     ab = team_sum::<F>(ab, lanes);
     if comptime!(division.joined) {
-        if UNIT_POS_PLANE == 0 {
-            slots[(plane * 3) as usize] = aa;
-            slots[(plane * 3 + 1) as usize] = bb;
-            slots[(plane * 3 + 2) as usize] = ab;
-        }
-        sync_cube();
-        aa = F::from_int(0);
-        bb = F::from_int(0);
-        ab = F::from_int(0);
-        for t in 0..team {
-            let slot = ((plane - member + t) * 3) as usize;
-            aa += slots[slot];
-            bb += slots[slot + 1];
-            ab += slots[slot + 2];
-        }
-        sync_cube();
+        let (a, b, c) = joined_sums::<F>(slots, (aa, bb, ab), plane, member, team);
+        aa = a;
+        bb = b;
+        ab = c;
     }
     let (s, tau) = rotation::<F>(aa, bb, ab, columns.tolerance, columns.negligible);
     let mut rotated = 0u32;
