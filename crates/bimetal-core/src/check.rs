@@ -126,7 +126,7 @@ impl fmt::Display for Row {
 
 /// Benchmark cases with more arithmetic than this are checked by the bench alone: a device that is a CPU in truth would take
 /// minutes.
-const BENCH_FLOPS: u64 = 1_000_000_000;
+const BENCH_FLOPS: u64 = 100_000_000;
 
 fn flops(case: &Case) -> u64 {
     let specs = case.specs(DType::F32);

@@ -7,15 +7,21 @@ use bimetal_core::cpu::parallel;
 pub(crate) trait Real: faer::traits::RealField + Scalar + Copy + Default {
     /// 2 to this power, within what the type holds as a normal number.
     fn power_of_two(exponent: i32) -> Self;
+    /// The largest exponent of a power of two whose inverse is a normal number too.
+    const MOST: i32;
 }
 
 impl Real for f32 {
+    const MOST: i32 = 126;
+
     fn power_of_two(exponent: i32) -> Self {
         f32::from_bits(((exponent.clamp(-126, 127) + 127) as u32) << 23)
     }
 }
 
 impl Real for f64 {
+    const MOST: i32 = 1022;
+
     fn power_of_two(exponent: i32) -> Self {
         f64::from_bits(((exponent.clamp(-1022, 1023) + 1023) as u64) << 52)
     }
@@ -35,7 +41,7 @@ pub(crate) fn scales<C: Real>(elements: impl Iterator<Item = f64>) -> Option<[C;
     if largest == 0.0 || (1e-8..1e8).contains(&largest) {
         return Some([C::power_of_two(0); 2]);
     }
-    let exponent = (largest.log2() as i32).clamp(-126, 126);
+    let exponent = (largest.log2() as i32).clamp(-C::MOST, C::MOST);
     Some([C::power_of_two(-exponent), C::power_of_two(exponent)])
 }
 

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod complete;
+mod rounds;
 mod step;
 mod whole;
 
@@ -11,6 +12,7 @@ use bimetal_core::{DType, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use rounds::{Columns, Rotations};
 use step::Lanes;
 use whole::Form;
 
@@ -24,6 +26,8 @@ struct Params {
     kept: usize,
     /// Columns of a block where the memory of a cube allows.
     block: usize,
+    /// Columns of a block at least, when smaller blocks give more processors something to do.
+    least_block: usize,
     /// Sweeps at most in one launch.
     sweeps: usize,
     /// Sweeps at most when every round is a launch.
@@ -33,8 +37,16 @@ struct Params {
     shared_from: usize,
 }
 
-const PARAMS: Params =
-    Params { units: 1024, lanes: 8, kept: 16, block: 16, sweeps: 40, launched_sweeps: 20, shared_from: 160 };
+const PARAMS: Params = Params {
+    units: 1024,
+    lanes: 8,
+    kept: 16,
+    block: 16,
+    least_block: 8,
+    sweeps: 40,
+    launched_sweeps: 20,
+    shared_from: 160,
+};
 
 /// What to compute.
 #[derive(Clone, Copy)]
@@ -131,10 +143,8 @@ struct Division {
     lanes: Lanes,
     /// Where the elements that are only rotated begin.
     below: usize,
-    /// Elements of a column in all, with the zeros that fill the last lanes.
+    /// Elements from one column to the next.
     height: usize,
-    /// Elements from one column to the next in shared memory.
-    stride: usize,
     slots: usize,
 }
 
@@ -173,17 +183,17 @@ impl Job<'_> {
         let tail_kept = if kept > 0 { tail.div_ceil(lanes * team) } else { 0 };
         let height = if kept > 0 { below + tail_kept * lanes * team } else { below + tail };
         // Teams side by side in a plane, which take neighbouring columns, hit different banks.
-        let stride = if lanes < 32 { height + (32 + lanes - height % 32) % 32 } else { height | 1 };
+        let height = if lanes < 32 { height + (32 + lanes - height % 32) % 32 } else { height | 1 };
         let units = (pairs * team * lanes).next_multiple_of(plane).min(most / plane * plane).max(plane);
         let slots = units.div_ceil(least) * 3;
         let lanes = Lanes { lanes: lanes as u32, kept: kept as u32, tail: tail_kept as u32, joined: team > 1 };
-        Division { units, team, lanes, below, height, stride, slots }
+        Division { units, team, lanes, below, height, slots }
     }
 
     /// How one cube takes a whole matrix, if its memory is large enough and there is work for most processors.
     fn whole_plan(&self) -> Option<WholePlan> {
         let division = self.division(self.cols.div_ceil(2));
-        let needed = self.cols * division.stride;
+        let needed = self.cols * division.height;
         let most_cols = self.cols.next_multiple_of(32).max(32);
         let fixed = most_cols * (self.size + 4) + division.slots * self.size;
         let room = self.gpu.shared_memory.saturating_sub(fixed) / self.size;
@@ -246,10 +256,9 @@ impl Job<'_> {
                 self.rows as u32,
                 self.cols as u32,
                 division.below as u32,
-                division.stride as u32,
+                division.height as u32,
                 u32::from(self.swapped),
-                left_cols as u32,
-                right_rows as u32,
+                if self.swapped { right_rows } else { left_cols } as u32,
                 division.team as u32,
                 PARAMS.sweeps as u32,
                 self.tolerance,
@@ -326,9 +335,13 @@ impl Job<'_> {
     /// Columns of a block, two of which a cube can hold.
     fn block_width(&self) -> Option<usize> {
         let mut block = PARAMS.block;
+        let cubes = |block: usize| self.batch * self.cols.div_ceil(block) / 2;
+        while self.cols >= 1024 && block > PARAMS.least_block && 5 * cubes(block) < 2 * self.gpu.processors as usize {
+            block /= 2;
+        }
         loop {
             let division = self.division(block);
-            let elements = 2 * block * division.stride + division.slots;
+            let elements = 2 * block * division.height + division.slots;
             if elements * self.size <= self.gpu.shared_memory {
                 return Some(block);
             }
@@ -427,140 +440,6 @@ impl Job<'_> {
                 across as u32,
                 units.div_ceil(gpu.plane.0 as usize),
                 self.elems,
-            );
-        }
-        Ok(())
-    }
-}
-
-/// The launches that rotate.
-struct Rotations<'a> {
-    job: &'a Job<'a>,
-    w: &'a Handle,
-    flags: &'a Handle,
-    elements: usize,
-    flag_count: usize,
-    sweeps: usize,
-    height: usize,
-}
-
-impl Rotations<'_> {
-    fn of_blocks(&self, block: usize, division: Division) {
-        let (job, gpu) = (self.job, self.job.gpu);
-        let blocks = job.cols.div_ceil(block).next_multiple_of(2).max(2);
-        let cubes = job.batch * blocks / 2;
-        for launch in 0..self.sweeps * (blocks - 1) {
-            let (sweep, round) = (launch / (blocks - 1), launch % (blocks - 1));
-            // SAFETY: the tile holds two blocks; blocks past the last column are skipped by the kernel.
-            unsafe {
-                blocks::block_round::launch_unchecked(
-                    gpu.client(),
-                    gpu.cubes(cubes),
-                    CubeDim::new_1d(division.units as u32),
-                    job.address(),
-                    job.raw(self.w, self.elements),
-                    job.raw(self.flags, self.flag_count),
-                    cubes,
-                    job.rows as u32,
-                    job.cols as u32,
-                    self.height as u32,
-                    division.stride as u32,
-                    blocks as u32,
-                    round as u32,
-                    sweep as u32,
-                    self.sweeps as u32,
-                    division.team as u32,
-                    job.tolerance,
-                    job.negligible,
-                    block as u32,
-                    rounded(2 * block * division.stride).min(gpu.shared_memory / job.size - division.slots),
-                    division.slots,
-                    division.lanes,
-                    job.elems[1],
-                );
-            }
-        }
-    }
-
-    fn of_pairs(&self) {
-        let (job, gpu) = (self.job, self.job.gpu);
-        let players = job.cols.next_multiple_of(2);
-        let cubes = job.batch * players / 2;
-        let units = 256.min(gpu.max_units as usize);
-        for launch in 0..self.sweeps * (players - 1) {
-            let (sweep, round) = (launch / (players - 1), launch % (players - 1));
-            // SAFETY: columns past the last are skipped by the kernel.
-            unsafe {
-                blocks::pair_round::launch_unchecked(
-                    gpu.client(),
-                    gpu.cubes(cubes),
-                    CubeDim::new_1d(units as u32),
-                    job.address(),
-                    job.raw(self.w, self.elements),
-                    job.raw(self.flags, self.flag_count),
-                    cubes,
-                    job.rows as u32,
-                    job.cols as u32,
-                    self.height as u32,
-                    players as u32,
-                    round as u32,
-                    sweep as u32,
-                    self.sweeps as u32,
-                    job.tolerance,
-                    job.negligible,
-                    units.div_ceil(gpu.plane.0 as usize) * 3,
-                    job.elems[1],
-                );
-            }
-        }
-    }
-}
-
-/// Rotated columns with their lengths and order.
-struct Columns<'a> {
-    job: &'a Job<'a>,
-    w: &'a Handle,
-    height: usize,
-    lengths: &'a Handle,
-    order: &'a Handle,
-}
-
-impl Columns<'_> {
-    /// Writes `count` rows from `start` on: the columns of unit length, or the rotations.
-    fn write(&self, unit: bool, start: usize, count: usize) -> Result<()> {
-        let (job, gpu) = (self.job, self.job.gpu);
-        let (tensor, each, [along, across]) = match (unit, job.swapped) {
-            (true, _) => {
-                let (tensor, total, strides) = job.long();
-                (tensor, total * job.rows, strides)
-            }
-            (false, true) => (job.targets.left, job.cols * job.cols, [job.cols, 1]),
-            (false, false) => (job.targets.right, job.cols * job.cols, [1, job.cols]),
-        };
-        let total = job.batch * count * job.cols;
-        // SAFETY: as for the rounds; the output has `each` elements for each matrix.
-        unsafe {
-            blocks::write::launch_unchecked(
-                gpu.client(),
-                gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
-                CubeDim::new_1d(ELEMENTWISE_UNITS),
-                job.address(),
-                job.raw(self.w, job.batch * job.cols * self.height),
-                job.raw(self.lengths, job.batch * job.cols),
-                job.raw(self.order, job.batch * job.cols),
-                job.targets.status.gpu_arg()?,
-                job.output(tensor)?,
-                total,
-                count as u32,
-                job.cols as u32,
-                start as u32,
-                self.height as u32,
-                along as u32,
-                across as u32,
-                each,
-                job.negligible,
-                unit,
-                job.elems,
             );
         }
         Ok(())

@@ -3,7 +3,9 @@
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
 
-use super::step::{Columns, Lanes, cube_largest, not_finite, opponents, rotate, rotation, scale_of, teams};
+use super::step::{
+    Columns, Lanes, cube_largest, load, not_finite, opponents, rotate, rotation, scale_of, store, teams,
+};
 use super::whole::{Form, source};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -40,7 +42,7 @@ pub fn measure<I: Float, F: Float>(
         j += CUBE_DIM;
     }
     let failed = cube_largest::<F>(bad, &mut slots) > zero;
-    let scale = scale_of::<F>(cube_largest::<F>(select(failed, zero, largest), &mut slots));
+    let scale = scale_of::<F>(cube_largest::<F>(select(failed, zero, largest), &mut slots), comptime!(form.wide));
     let mut norm = zero;
     if comptime!(form.symmetric) {
         let mut j = UNIT_POS;
@@ -113,7 +115,6 @@ pub fn block_round<F: Float>(
     rows: u32,
     cols: u32,
     height: u32,
-    stride: u32,
     blocks: u32,
     round: u32,
     sweep: u32,
@@ -140,23 +141,16 @@ pub fn block_round<F: Float>(
     let flag = matrix * (sweeps + 1) as usize + sweep as usize;
     let from = matrix * cols as usize * height as usize;
     let both = comptime!(2 * block);
-    let plane = UNIT_POS / PLANE_DIM;
-    let planes = CUBE_DIM / PLANE_DIM;
+    let first_at = from + (first * block * height) as usize;
+    let second_at = from + (second * block * height) as usize;
+    let first_count = min(cols - min(first * block, cols), block.runtime()) * height;
+    let second_count = min(cols - min(second * block, cols), block.runtime()) * height;
+    let middle = (block * height) as usize;
     let columns =
         Columns::<F> { rows, height, tolerance: F::cast_from(tolerance), negligible: F::cast_from(negligible) };
     if inside && flags[flag] != 0 {
-        let mut c = plane;
-        while c < both {
-            let column = select(c < block, first * block + c, second * block + c - min(c, block));
-            if column < cols {
-                let mut i = UNIT_POS_PLANE;
-                while i < height {
-                    tile[(c * stride + i) as usize] = w[from + column as usize * height as usize + i as usize];
-                    i += PLANE_DIM;
-                }
-            }
-            c += planes;
-        }
+        load::<F>(w, first_at, &mut tile, 0usize, first_count);
+        load::<F>(w, second_at, &mut tile, middle, second_count);
         sync_cube();
         let (teams, mine) = teams(team, division);
         let steps = (block + teams - 1) / teams;
@@ -180,8 +174,8 @@ pub fn block_round<F: Float>(
                     &mut tile,
                     &mut slots,
                     &columns,
-                    (p * stride) as usize,
-                    (q * stride) as usize,
+                    (p * height) as usize,
+                    (q * height) as usize,
                     active,
                     team,
                     division,
@@ -194,18 +188,8 @@ pub fn block_round<F: Float>(
             if UNIT_POS == 0 {
                 flags[flag + 1] = 1u32;
             }
-            let mut c = plane;
-            while c < both {
-                let column = select(c < block, first * block + c, second * block + c - min(c, block));
-                if column < cols {
-                    let mut i = UNIT_POS_PLANE;
-                    while i < height {
-                        w[from + column as usize * height as usize + i as usize] = tile[(c * stride + i) as usize];
-                        i += PLANE_DIM;
-                    }
-                }
-                c += planes;
-            }
+            store::<F>(&tile, 0usize, w, first_at, first_count);
+            store::<F>(&tile, middle, w, second_at, second_count);
         }
     }
 }

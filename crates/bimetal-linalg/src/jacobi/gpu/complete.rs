@@ -7,6 +7,49 @@ use super::step::cube_largest;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+/// Minus the index of the row with the smallest weight, the first of equals: the one that the columns reach least.
+#[cube]
+fn farthest<F: Float>(weights: &mut [F], row: usize, rows: u32, slots: &mut Shared<[F]>) -> F {
+    let zero = F::from_int(0);
+    let mut best = F::from_int(-1000000);
+    let mut i = UNIT_POS;
+    while i < rows {
+        best = max(best, zero - weights[row + i as usize]);
+        i += CUBE_DIM;
+    }
+    let best = cube_largest::<F>(best, slots);
+    let mut place = F::from_int(-100000000);
+    let mut i = UNIT_POS;
+    while i < rows {
+        let own = select(zero - weights[row + i as usize] == best, zero - F::cast_from(i), place);
+        place = max(place, own);
+        i += CUBE_DIM;
+    }
+    cube_largest::<F>(place, slots)
+}
+
+/// The squared length of a vector, each unit's part of which it has written itself.
+#[cube]
+fn squared_length<F: Float>(x: &mut [F], row: usize, rows: u32, slots: &mut Shared<[F]>) -> F {
+    let mut squares = F::from_int(0);
+    let mut i = UNIT_POS;
+    while i < rows {
+        squares += x[row + i as usize] * x[row + i as usize];
+        i += CUBE_DIM;
+    }
+    let partial = plane_sum(squares);
+    sync_cube();
+    if UNIT_POS_PLANE == 0 {
+        slots[(UNIT_POS / PLANE_DIM) as usize] = partial;
+    }
+    sync_cube();
+    let mut sum = F::from_int(0);
+    for k in 0..CUBE_DIM.div_ceil(PLANE_DIM) {
+        sum += slots[k as usize];
+    }
+    sum
+}
+
 /// A cube for each matrix. Columns from `good` on become the unit vectors that are farthest from the span of the columns
 /// before them, made orthogonal to it twice. Element `i` of column `c` is at `i·along + c·across`.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -50,22 +93,7 @@ pub fn complete<I: Float, F: Float>(
         }
     }
     for c in start..total {
-        // Largest of the negative weights: the row that the columns reach least.
-        let mut best = F::from_int(-1000000);
-        let mut i = UNIT_POS;
-        while i < rows {
-            best = max(best, zero - weights[row + i as usize]);
-            i += CUBE_DIM;
-        }
-        let best = cube_largest::<F>(best, &mut slots);
-        let mut place = F::from_int(-100000000);
-        let mut i = UNIT_POS;
-        while i < rows {
-            let own = select(zero - weights[row + i as usize] == best, zero - F::cast_from(i), place);
-            place = max(place, own);
-            i += CUBE_DIM;
-        }
-        let place = cube_largest::<F>(place, &mut slots);
+        let place = farthest::<F>(weights, row, rows, &mut slots);
         let mut i = UNIT_POS;
         while i < rows {
             let unit = zero - F::cast_from(i) == place;
@@ -97,22 +125,7 @@ pub fn complete<I: Float, F: Float>(
                 i += CUBE_DIM;
             }
         }
-        let mut squares = zero;
-        let mut i = UNIT_POS;
-        while i < rows {
-            squares += fresh[row + i as usize] * fresh[row + i as usize];
-            i += CUBE_DIM;
-        }
-        let partial = plane_sum(squares);
-        sync_cube();
-        if UNIT_POS_PLANE == 0 {
-            slots[(UNIT_POS / PLANE_DIM) as usize] = partial;
-        }
-        sync_cube();
-        let mut length = zero;
-        for k in 0..CUBE_DIM.div_ceil(PLANE_DIM) {
-            length += slots[k as usize];
-        }
+        let length = squared_length::<F>(fresh, row, rows, &mut slots);
         let length = length.sqrt();
         let mut i = UNIT_POS;
         while i < rows {

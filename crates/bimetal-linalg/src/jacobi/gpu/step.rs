@@ -34,30 +34,29 @@ pub fn not_finite<F: Float>(x: F, #[comptime] wide: bool) -> F {
     }
 }
 
-/// The power of two that takes `largest` to between ½ and 1, as far as it and its inverse are normal f32; 1 for zero.
+/// The power of two that takes `largest` to between ½ and 1, as far as it and its inverse are normal; 1 for zero.
 #[cube]
-pub fn scale_of<F: Float>(largest: F) -> F {
+pub fn scale_of<F: Float>(largest: F, #[comptime] wide: bool) -> F {
     let mut scale = F::from_int(1);
     let half = F::new(0.5f32);
     let one = F::from_int(1);
     let step = F::from_int(65536);
+    let steps = comptime!(if wide { 62u32 } else { 7u32 });
     if largest > F::from_int(0) {
-        for _ in 0..7 {
+        for _ in 0..steps {
             if largest * scale * step < one {
                 scale *= step;
             }
-        }
-        for _ in 0..14 {
-            if largest * scale < half {
-                scale *= F::from_int(2);
-            }
-        }
-        for _ in 0..7 {
             if largest * scale > step {
                 scale /= step;
             }
         }
-        for _ in 0..14 {
+        for _ in 0..14u32 {
+            if largest * scale < half {
+                scale *= F::from_int(2);
+            }
+        }
+        for _ in 0..17u32 {
             if largest * scale >= one {
                 scale *= half;
             }
@@ -108,11 +107,18 @@ pub fn rotation<F: Float>(aa: F, bb: F, ab: F, tolerance: F, negligible: F) -> (
     let sum = gap.abs() + squares * squares.inverse_sqrt();
     let inverse = sum.inverse_sqrt();
     let t = select(gap < zero, zero - twice, twice) * inverse * inverse;
-    let secant = one + t * t;
-    let sum = one + secant * secant.inverse_sqrt();
-    let inverse = sum.inverse_sqrt();
-    let tau = select(needed, t * inverse * inverse, zero);
-    ((tau + tau) / (one + tau * tau), tau)
+    // t / (1 + √(1 + t²)) to 10⁻⁴, exact in the limit; then 1 / (1 + τ²) by two steps of Newton's method.
+    let u = t * t;
+    let half = F::new(0.5f32)
+        + u * (F::new(-0.125f32)
+            + u * (F::new(0.0608691f32) + u * (F::new(-0.02985945f32) + u * F::new(0.00823455f32))));
+    let tau = select(needed, t * half, zero);
+    let v = tau * tau;
+    let two = F::from_int(2);
+    let mut inverse = F::new(0.9998089f32) + v * (F::new(-0.98617542f32) + v * F::new(0.78539016f32));
+    inverse = inverse * (two - inverse * (one + v));
+    inverse = inverse * (two - inverse * (one + v));
+    ((tau + tau) * inverse, tau)
 }
 
 /// The sum of `value` over the units of a team, in each of them.
@@ -124,6 +130,28 @@ fn team_sum<F: Float>(value: F, #[comptime] lanes: u32) -> F {
         sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
     }
     sum
+}
+
+/// Adds three sums of the planes of a team. Every unit of the cube calls it.
+#[cube]
+fn joined_sums<F: Float>(slots: &mut Shared<[F]>, sums: (F, F, F), plane: u32, member: u32, team: u32) -> (F, F, F) {
+    if UNIT_POS_PLANE == 0 {
+        slots[(plane * 3) as usize] = sums.0;
+        slots[(plane * 3 + 1) as usize] = sums.1;
+        slots[(plane * 3 + 2) as usize] = sums.2;
+    }
+    sync_cube();
+    let mut aa = F::from_int(0);
+    let mut bb = F::from_int(0);
+    let mut ab = F::from_int(0);
+    for t in 0..team {
+        let slot = ((plane - member + t) * 3) as usize;
+        aa += slots[slot];
+        bb += slots[slot + 1];
+        ab += slots[slot + 2];
+    }
+    sync_cube();
+    (aa, bb, ab)
 }
 
 /// Makes two columns of `w` orthogonal by a rotation; says 1 if one was needed, 0 if not. Every unit of the cube calls it;
@@ -176,22 +204,10 @@ pub fn rotate<F: Float>(
     bb = team_sum::<F>(bb, lanes);
     ab = team_sum::<F>(ab, lanes);
     if comptime!(division.joined) {
-        if UNIT_POS_PLANE == 0 {
-            slots[(plane * 3) as usize] = aa;
-            slots[(plane * 3 + 1) as usize] = bb;
-            slots[(plane * 3 + 2) as usize] = ab;
-        }
-        sync_cube();
-        aa = F::from_int(0);
-        bb = F::from_int(0);
-        ab = F::from_int(0);
-        for t in 0..team {
-            let slot = ((plane - member + t) * 3) as usize;
-            aa += slots[slot];
-            bb += slots[slot + 1];
-            ab += slots[slot + 2];
-        }
-        sync_cube();
+        let (a, b, c) = joined_sums::<F>(slots, (aa, bb, ab), plane, member, team);
+        aa = a;
+        bb = b;
+        ab = c;
     }
     let (s, tau) = rotation::<F>(aa, bb, ab, columns.tolerance, columns.negligible);
     let mut rotated = 0u32;
@@ -258,4 +274,39 @@ pub fn squared_length<F: Float>(w: &Shared<[F]>, p: usize, rows: u32) -> F {
         i += PLANE_DIM;
     }
     plane_sum(sum)
+}
+
+/// Elements that a unit copies at a time, so that the memory's latency is paid once for all of them.
+const BURST: usize = 8;
+
+/// Copies `count` elements from `from` on to a place in shared memory.
+#[cube]
+pub fn load<F: Float>(source: &mut [F], from: usize, tile: &mut Shared<[F]>, to: usize, count: u32) {
+    let mut e = UNIT_POS;
+    while e + comptime!(BURST as u32 - 1) * CUBE_DIM < count {
+        let mut burst = Array::<F>::new(BURST);
+        #[unroll]
+        for k in 0..BURST {
+            burst[k] = source[from + (e + comptime!(k as u32) * CUBE_DIM) as usize];
+        }
+        #[unroll]
+        for k in 0..BURST {
+            tile[to + (e + comptime!(k as u32) * CUBE_DIM) as usize] = burst[k];
+        }
+        e += comptime!(BURST as u32) * CUBE_DIM;
+    }
+    while e < count {
+        tile[to + e as usize] = source[from + e as usize];
+        e += CUBE_DIM;
+    }
+}
+
+/// The reverse of [`load()`].
+#[cube]
+pub fn store<F: Float>(tile: &Shared<[F]>, from: usize, target: &mut [F], to: usize, count: u32) {
+    let mut e = UNIT_POS;
+    while e < count {
+        target[to + e as usize] = tile[from + e as usize];
+        e += CUBE_DIM;
+    }
 }
