@@ -50,10 +50,12 @@ pub fn run(root: &Path, domain: &str, name: &str) -> Result<String, String> {
 fn place(root: &Path, domain: &str) -> [PathBuf; 2] {
     let folder = root.join("crates/bimetal-ops/src").join(domain);
     if folder.exists() {
-        return [folder.clone(), folder.join("mod.rs")];
+        let list = folder.join("mod.rs");
+        return [folder, list];
     }
     let source = root.join(format!("crates/bimetal-{domain}/src"));
-    [source.clone(), source.join("lib.rs")]
+    let list = source.join("lib.rs");
+    [source, list]
 }
 
 fn domains(root: &Path) -> Vec<String> {
