@@ -66,13 +66,10 @@ fn epilogue(gpu: &Gpu, epilogue: Epilogue, dtype: DType, element: Element, toler
     let [a, b, bias, auxiliary] = [&a, &b, &bias, &auxiliary].map(on_device);
     let d = Tensor::zeros(&[m, n], dtype).unwrap().to_device(DEVICE).unwrap();
     let [a, b, out] = [&a, &b, &d].map(|t| t.gpu_handle().unwrap());
-    let buffers = Buffers {
-        a,
-        b,
-        d: out,
-        bias: Some(bias.gpu_handle().unwrap()),
-        auxiliary: Some(auxiliary.gpu_handle().unwrap()),
-    };
+    let biased = !matches!(epilogue, Epilogue::None | Epilogue::Gelu | Epilogue::GeluKeep | Epilogue::GeluBackward);
+    let kept = !matches!(epilogue, Epilogue::None | Epilogue::Bias | Epilogue::Gelu | Epilogue::BiasGelu);
+    let handle = |wanted: bool, t: &Tensor| wanted.then(|| t.gpu_handle().unwrap());
+    let buffers = Buffers { a, b, d: out, bias: handle(biased, &bias), auxiliary: handle(kept, &auxiliary) };
     let shape = Shape {
         batch: 1,
         m,
