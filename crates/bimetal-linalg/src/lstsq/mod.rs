@@ -132,7 +132,11 @@ impl Op for Solve {
         let (Dims { n, p, .. }, vectors) = dims(&a.shape, &b.shape)?;
         let leading = &a.shape.dims()[..a.shape.rank() - 2];
         let extents: &[usize] = if vectors { &[n] } else { &[n, p] };
-        let x = Spec::new(Shape::new(&[leading, extents].concat())?, a.dtype);
+        let x = Shape::new(&[leading, extents].concat()).map_err(|_| {
+            let expected = format!("solutions that fit in memory, got {} for {}", b.shape, a.shape);
+            Error::argument(self.name(), "b", expected)
+        })?;
+        let x = Spec::new(x, a.dtype);
         Ok([x, Spec::new(Shape::new(leading)?, DType::I32)].into_iter().collect())
     }
 

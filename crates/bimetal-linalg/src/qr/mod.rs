@@ -264,7 +264,11 @@ impl Op for Factor {
         }
         let Dims { m, n, k, .. } = self.dims(&a.shape)?;
         let leading = &a.shape.dims()[..a.shape.rank() - 2];
-        let make = |extents: &[usize], dtype| Ok(Spec::new(Shape::new(&[leading, extents].concat())?, dtype));
+        let make = |extents: &[usize], dtype| {
+            let shape = Shape::new(&[leading, extents].concat());
+            let too_large = |_| Error::argument(self.name(), "a", format!("factors that fit in memory, got {}", a.shape));
+            Ok(Spec::new(shape.map_err(too_large)?, dtype))
+        };
         let (first, second) = match self.form {
             Form::Reduced => (make(&[m, k], a.dtype)?, make(&[k, n], a.dtype)?),
             Form::Complete => (make(&[m, m], a.dtype)?, make(&[m, n], a.dtype)?),
