@@ -153,7 +153,7 @@ pub fn block_round<F: Float>(
         load::<F>(w, second_at, &mut tile, middle, second_count);
         sync_cube();
         let (teams, mine) = teams(team, division);
-        let steps = (block + teams - 1) / teams;
+        let steps = block.runtime().div_ceil(teams);
         let everything = round == 0;
         let circle = both - 1;
         let rounds = select(everything, circle, block.runtime());
