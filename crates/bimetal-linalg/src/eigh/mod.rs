@@ -143,7 +143,7 @@ pub fn eigh_into(
     checked(&op, params, status)
 }
 
-/// Eigenvalues of symmetric matrices `[…, n, n]`, ascending, `[…, n]`: [`eigh`] without the vectors.
+/// Eigenvalues of symmetric matrices `[…, n, n]`, ascending, `[…, n]`: [`eigh`] without the vectors, for f32, f16 and bf16.
 ///
 /// # Errors
 /// As [`eigh`].
@@ -151,9 +151,9 @@ pub fn eigh_into(
 /// ```
 /// # use bimetal_linalg::eigvalsh;
 /// # use bimetal_core::Tensor;
-/// let a = Tensor::from_slice(&[0.0f64, 9.0, 3.0, 0.0], &[2, 2])?; // the 9 is not read
-/// let values = eigvalsh(&a)?.to_vec::<f64>()?;
-/// assert!((values[0] + 3.0).abs() < 1e-12 && (values[1] - 3.0).abs() < 1e-12);
+/// let a = Tensor::from_slice(&[0.0f32, 9.0, 3.0, 0.0], &[2, 2])?; // the 9 is not read
+/// let values = eigvalsh(&a)?.to_vec::<f32>()?;
+/// assert!((values[0] + 3.0).abs() < 1e-5 && (values[1] - 3.0).abs() < 1e-5);
 /// # Ok::<(), bimetal_core::Error>(())
 /// ```
 pub fn eigvalsh(a: &Tensor) -> Result<Tensor> {
@@ -227,8 +227,8 @@ impl Op for Decomposition {
         let [a] = inputs else {
             return Err(Error::argument(self.name(), "inputs", format!("1 tensor, got {}", inputs.len())));
         };
-        if !DType::FLOATS.contains(&a.dtype) {
-            return Err(Error::dtype(self.name(), "a", a.dtype, &DType::FLOATS));
+        if !self.kind.accepted().contains(&a.dtype) {
+            return Err(Error::dtype(self.name(), "a", a.dtype, self.kind.accepted()));
         }
         let (batch, n) = self.order(a)?;
         let values = Spec::new(Shape::new(&[batch, &[n]].concat())?, a.dtype);
@@ -331,6 +331,14 @@ impl Properties for Decomposition {
 }
 
 impl Kind {
+    /// Values alone are judged by those of a reference in f64, which is no more exact than f64's own.
+    fn accepted(self) -> &'static [DType] {
+        match self {
+            Self::Eigh => &crate::qr::FLOATS,
+            Self::Eigvalsh => &DType::FLOATS,
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Eigh => "eigh",
@@ -349,6 +357,10 @@ impl Definition for Kind {
             Self::Eigh => "eigenvalues, ascending, and eigenvectors of symmetric matrices",
             Self::Eigvalsh => "eigenvalues of symmetric matrices, ascending",
         }
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        self.accepted()
     }
 
     fn cases(&self) -> Vec<Case> {

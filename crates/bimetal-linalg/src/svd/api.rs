@@ -109,7 +109,8 @@ pub fn svd_into(a: &Tensor, params: SvdParams, out: &mut Svd) -> Result<()> {
     checked(&op, params.check_errors, &out.status)
 }
 
-/// The singular values of matrices `[…, m, n]`, descending, `[…, min(m, n)]`: [`svd`] without the vectors.
+/// The singular values of matrices `[…, m, n]`, descending, `[…, min(m, n)]`: [`svd`] without the vectors, for
+/// f32, f16 and bf16.
 ///
 /// # Errors
 /// As [`svd`].
@@ -117,9 +118,9 @@ pub fn svd_into(a: &Tensor, params: SvdParams, out: &mut Svd) -> Result<()> {
 /// ```
 /// # use bimetal_linalg::svdvals;
 /// # use bimetal_core::Tensor;
-/// let a = Tensor::from_slice(&[3.0f64, 0.0, 4.0, 0.0], &[2, 2])?;
-/// let s = svdvals(&a)?.to_vec::<f64>()?;
-/// assert!((s[0] - 5.0).abs() < 1e-12 && s[1].abs() < 1e-12);
+/// let a = Tensor::from_slice(&[3.0f32, 0.0, 4.0, 0.0], &[2, 2])?;
+/// let s = svdvals(&a)?.to_vec::<f32>()?;
+/// assert!((s[0] - 5.0).abs() < 1e-5 && s[1].abs() < 1e-5);
 /// # Ok::<(), bimetal_core::Error>(())
 /// ```
 pub fn svdvals(a: &Tensor) -> Result<Tensor> {

@@ -49,8 +49,8 @@ impl Op for Decomposition {
         let [a] = inputs else {
             return Err(Error::argument(self.name(), "inputs", format!("1 tensor, got {}", inputs.len())));
         };
-        if !DType::FLOATS.contains(&a.dtype) {
-            return Err(Error::dtype(self.name(), "a", a.dtype, &DType::FLOATS));
+        if !self.kind.accepted().contains(&a.dtype) {
+            return Err(Error::dtype(self.name(), "a", a.dtype, self.kind.accepted()));
         }
         let (batch, m, n) = self.extents(a)?;
         let k = m.min(n);
@@ -165,6 +165,14 @@ impl Properties for Decomposition {
 }
 
 impl Kind {
+    /// Values alone are judged by those of a reference in f64, which is no more exact than f64's own.
+    fn accepted(self) -> &'static [DType] {
+        match self {
+            Self::Svd => &crate::qr::FLOATS,
+            Self::Svdvals => &DType::FLOATS,
+        }
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::Svd => "svd",
@@ -183,6 +191,10 @@ impl Definition for Kind {
             Self::Svd => "singular values, descending, and both kinds of vectors",
             Self::Svdvals => "singular values, descending",
         }
+    }
+
+    fn dtypes(&self) -> &'static [DType] {
+        self.accepted()
     }
 
     fn cases(&self) -> Vec<Case> {
