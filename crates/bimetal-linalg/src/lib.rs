@@ -4,7 +4,6 @@ mod blocks;
 mod dense;
 mod jacobi;
 mod lanes;
-#[allow(dead_code)]
 mod ratio;
 mod rows;
 mod small;

@@ -1,8 +1,9 @@
 //! The status of each matrix of a batch, as LAPACK's `info`: an i32 tensor of the leading extents.
 //!
 //! 0 is success; [`NOT_FINITE`] marks NaN or infinity among a matrix's elements; a positive number is the operation's own:
-//! the order of the first leading minor that is not positive, the first zero pivot, or how many values did not converge.
-//! All other outputs of a matrix that failed are NaN.
+//! the order of the first leading minor that is not positive, the first zero pivot, or 1 where
+//! the iteration for values did not end. All other outputs of a matrix that failed are NaN; those of an iteration that did
+//! not end on a GPU are as far as it came.
 
 use bimetal_core::{Error, Problem, Result, Tensor};
 
