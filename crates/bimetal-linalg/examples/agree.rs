@@ -1,7 +1,8 @@
 //! Checks and times operations of this domain by name, without building the rest of the library.
 //!
 //! `cargo run --release -p bimetal-linalg --example agree -- qr svd` checks on every vector level and GPU, or on those
-//! that `BIMETAL_DEVICES` names; with `--time` the benchmark's cases are checked and timed instead.
+//! that `BIMETAL_DEVICES` names; with `--time` the benchmark's cases are checked and timed instead, with `--verbose`
+//! every run is named.
 
 use bimetal_core::check::{self, Outcome, Plan, Target};
 use bimetal_core::op::{Case, Definition, Role, run_here};
@@ -11,6 +12,7 @@ use std::time::Instant;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let time = arguments.iter().any(|a| a == "--time");
+    let verbose = arguments.iter().any(|a| a == "--verbose");
     let names: Vec<&String> = arguments.iter().filter(|a| !a.starts_with("--")).collect();
     let ops = bimetal_linalg::DOMAIN.ops().filter(|op| names.is_empty() || names.iter().any(|n| *n == op.name()));
     let plan = Plan::from_env();
@@ -22,7 +24,12 @@ fn main() {
         }
         let (start, mut passed) = (Instant::now(), 0);
         check::check(op, &plan, &mut |row| match &row.outcome {
-            Outcome::Passed { .. } => passed += 1,
+            Outcome::Passed { .. } => {
+                passed += 1;
+                if verbose {
+                    println!("{row}");
+                }
+            }
             Outcome::Failed { why } => {
                 failed += 1;
                 println!("FAILED {row}: {why}");

@@ -3,10 +3,9 @@
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
 
-use super::step::{
-    Columns, Lanes, cube_largest, load, not_finite, opponents, rotate, rotation, scale_of, store, teams,
-};
+use super::step::{Columns, Lanes, cube_largest, load, opponents, rotate, rotation, scale_of, store, teams};
 use super::whole::{Form, source};
+use crate::blocks::not_finite;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -36,7 +35,7 @@ pub fn measure<I: Float, F: Float>(
     while j < cols {
         for i in 0..rows {
             let x = F::cast_from(a[from + source(i, j, cols, 0u32, form)]);
-            bad = max(bad, not_finite::<F>(x, comptime!(form.wide)));
+            bad = select(not_finite::<F>(x, comptime!(form.wide)), F::from_int(1), bad);
             largest = max(largest, x.abs());
         }
         j += CUBE_DIM;

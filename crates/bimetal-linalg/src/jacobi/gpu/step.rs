@@ -2,8 +2,6 @@
 
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
-// A number minus itself is zero only if it is finite.
-#![allow(clippy::eq_op)]
 
 use cubecl::prelude::*;
 
@@ -21,19 +19,6 @@ pub fn cube_largest<F: Float>(value: F, slots: &mut Shared<[F]>) -> F {
         largest = max(largest, slots[i as usize]);
     }
     largest
-}
-
-/// 1 if `x` is NaN or infinite, else 0; `wide` says that `F` is f64.
-#[cube]
-pub fn not_finite<F: Float>(x: F, #[comptime] wide: bool) -> F {
-    let zero = F::from_int(0);
-    let one = F::from_int(1);
-    if comptime!(wide) {
-        select(x - x == zero, zero, one)
-    } else {
-        let bits = u32::reinterpret(f32::cast_from(x)) & 0x7f80_0000u32;
-        select(bits == 0x7f80_0000u32, one, zero)
-    }
 }
 
 /// The power of two that takes `largest` to between ½ and 1, as far as it and its inverse are normal; 1 for zero.

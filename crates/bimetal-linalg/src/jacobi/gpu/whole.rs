@@ -3,7 +3,8 @@
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
 
-use super::step::{Columns, Lanes, cube_largest, not_finite, opponents, rotate, scale_of, squared_length, teams};
+use super::step::{Columns, Lanes, cube_largest, opponents, rotate, scale_of, squared_length, teams};
+use crate::blocks::not_finite;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -78,7 +79,7 @@ fn read<I: Float, F: Float>(
     while e < total {
         let (i, j) = position(e, place);
         let x = F::cast_from(a[from + source(i, j, n, place.swapped, form)]);
-        bad = max(bad, not_finite::<F>(x, comptime!(form.wide)));
+        bad = select(not_finite::<F>(x, comptime!(form.wide)), F::from_int(1), bad);
         largest = max(largest, x.abs());
         w[(j * place.stride + i) as usize] = x;
         e += CUBE_DIM;
@@ -189,6 +190,12 @@ fn sort<F: Float>(
             lengths[j as usize] = squared.sqrt();
         }
         j += CUBE_DIM / PLANE_DIM;
+    }
+    // Were a length not a number in spite of all, ranks would repeat; every entry must still name a column.
+    let mut j = UNIT_POS;
+    while j < place.cols {
+        order[j as usize] = j;
+        j += CUBE_DIM;
     }
     sync_cube();
     let mut j = UNIT_POS;
