@@ -32,22 +32,21 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let ops = select::ops(&args.filter)?;
-    let mut plan = plan(args)?;
+    let plan = plan(args)?;
     let bar = ProgressBar::new(ops.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({eta} left)")?);
     let mut tally = Tally::default();
-    for (_, op) in &ops {
-        bar.set_message(op.name());
-        check::check(*op, &plan, &mut |row| {
+    let ops: Vec<_> = ops.into_iter().map(|(_, op)| op).collect();
+    check::check_all(&ops, &plan, &mut |op, rows| {
+        bar.set_message(format!("after {}", op.name()));
+        for row in rows {
             if let (Outcome::Failed { why }, false) = (&row.outcome, args.json) {
                 bar.suspend(|| eprintln!("FAILED {row}: {why}"));
             }
             tally.add(row, args.json);
-        });
-        // What is missing is missing for every operation: once is enough.
-        plan.missing.clear();
+        }
         bar.inc(1);
-    }
+    });
     bar.finish_and_clear();
     if args.json {
         text::print_json(&tally.rows)?;

@@ -5,6 +5,7 @@ mod calibrate;
 mod check;
 mod devices;
 mod interrupt;
+mod memory;
 mod ops;
 mod peers;
 mod report;
@@ -40,6 +41,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    memory::keep();
     let done = match Cli::parse().command {
         Command::Devices(args) => devices::run(&args),
         Command::Ops(args) => ops::run(&args),

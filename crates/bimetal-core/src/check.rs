@@ -1,10 +1,13 @@
 //! The agreement check: an operation's cases on every target, compared with the f64 reference.
 
+use crate::cpu::parallel;
 use crate::cpu::simd::{self, Level};
 use crate::op::{self, Case, Definition, Expected, Role};
 use crate::{DType, Device, Gpu, Spec, Tensor, devices, verify};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Where a case is run: a CPU vector level or a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,6 +169,41 @@ pub fn check(op: &dyn Definition, plan: &Plan, report: &mut dyn FnMut(Row)) {
             }
         }
     }
+}
+
+/// Checks several operations, one on each core: references and a GPU's compiler take turns in waiting for nobody. What is
+/// missing is reported with the first of them. `report` gets the rows of each operation in the order given.
+pub fn check_all(ops: &[&dyn Definition], plan: &Plan, report: &mut (dyn FnMut(&dyn Definition, Vec<Row>) + Send)) {
+    struct Done<'a> {
+        reported: usize,
+        waiting: BTreeMap<usize, Vec<Row>>,
+        report: &'a mut (dyn FnMut(&dyn Definition, Vec<Row>) + Send),
+    }
+    let rest = Plan { missing: Vec::new(), ..plan.clone() };
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Done { reported: 0, waiting: BTreeMap::new(), report });
+    let work = || {
+        while let Some((i, op)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, *ops.get(i)?))) {
+            let mut rows = Vec::new();
+            check(op, if i == 0 { plan } else { &rest }, &mut |row| rows.push(row));
+            let mut done = done.lock().unwrap_or_else(|e| e.into_inner());
+            done.waiting.insert(i, rows);
+            while let Some(rows) = {
+                let at = done.reported;
+                done.waiting.remove(&at)
+            } {
+                let op = ops[done.reported];
+                (done.report)(op, rows);
+                done.reported += 1;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..parallel::threads().min(ops.len()) {
+            scope.spawn(work);
+        }
+        work();
+    });
 }
 
 /// The inputs and the exact outputs of a case.

@@ -1,7 +1,9 @@
 //! LAPACK's test ratios in f64: how far a factorisation is from its matrix, in multiples of what rounding explains.
 
 use bimetal_core::DType;
+use bimetal_core::cpu::parallel;
 use bimetal_core::op::{Property, Values};
+use faer::{Accum, MatMut, MatRef, Par};
 
 /// Extents of a batch of matrices: how many, rows, columns.
 pub(crate) fn extents(values: &Values) -> [usize; 3] {
@@ -15,11 +17,21 @@ pub(crate) fn compared_columns(n: usize) -> Vec<usize> {
     if n <= 512 { (0..n).collect() } else { (0..256).map(|i| i * n / 256).collect() }
 }
 
+/// Multiply-adds from which a product is left to faer.
+const LARGE: usize = 1 << 20;
+
 /// The columns `columns` of `a·b`, `m`×`k` by `k`×`n`, as an `m`×`columns.len()` matrix.
 pub(crate) fn product(a: &[f64], b: &[f64], [m, k, n]: [usize; 3], columns: &[usize]) -> Vec<f64> {
-    let picked: Vec<f64> = (0..k).flat_map(|p| columns.iter().map(move |&j| b[p * n + j])).collect();
     let width = columns.len();
+    let mut picked = Vec::with_capacity(k * width);
+    b.chunks_exact(n.max(1)).take(k).for_each(|row| picked.extend(columns.iter().map(|&j| row[j])));
     let mut out = vec![0.0; m * width];
+    if m * k * width >= LARGE {
+        let (a, b) = (MatRef::from_row_major_slice(a, m, k), MatRef::from_row_major_slice(&picked, k, width));
+        let to = MatMut::from_row_major_slice_mut(&mut out, m, width);
+        faer::linalg::matmul::matmul(to, Accum::Replace, a, b, 1.0, Par::rayon(parallel::threads()));
+        return out;
+    }
     for (i, row) in out.chunks_exact_mut(width.max(1)).enumerate().take(m) {
         for (p, picked) in picked.chunks_exact(width).enumerate() {
             let factor = a[i * k + p];
@@ -29,9 +41,36 @@ pub(crate) fn product(a: &[f64], b: &[f64], [m, k, n]: [usize; 3], columns: &[us
     out
 }
 
+/// Columns that an elimination in f64 takes together; what they subtract from the rest is a product.
+pub(crate) const PANEL: usize = 64;
+
+/// Subtracts `left·right`, with `k` columns and rows, from the part of a row-major matrix of `n` columns that begins at
+/// (`first`, `first`).
+pub(crate) fn subtract_product(w: &mut [f64], n: usize, first: usize, [left, right]: [&[f64]; 2], k: usize) {
+    let m = w.len() / n;
+    let to = MatMut::from_row_major_slice_mut(w, m, n).submatrix_mut(first, first, m - first, n - first);
+    let left = MatRef::from_row_major_slice(left, m - first, k);
+    let right = MatRef::from_row_major_slice(right, k, n - first);
+    faer::linalg::matmul::matmul(to, Accum::Add, left, right, -1.0, Par::rayon(parallel::threads()));
+}
+
+/// Side of the squares in which a matrix is transposed.
+const TILE: usize = 16;
+
 /// The transpose of an `m`×`n` matrix.
 pub(crate) fn transposed(a: &[f64], m: usize, n: usize) -> Vec<f64> {
-    (0..m * n).map(|i| a[i % m * n + i / m]).collect()
+    let mut out = vec![0.0; m * n];
+    // Squares, so that neither side is walked with a long stride.
+    for first in (0..m).step_by(TILE) {
+        for column in (0..n).step_by(TILE) {
+            for i in first..m.min(first + TILE) {
+                for j in column..n.min(column + TILE) {
+                    out[j * m + i] = a[i * n + j];
+                }
+            }
+        }
+    }
+    out
 }
 
 /// The largest column sum of magnitudes of a matrix with `n` columns; NaN if it holds one.

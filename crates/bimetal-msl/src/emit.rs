@@ -5,7 +5,7 @@ use crate::{DEVICE, connect};
 use bimetal_core::op::{Case, run_into};
 use bimetal_core::{DType, Error, Gpu, Tensor};
 use bimetal_ops::registry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub struct Emission {
     pub unsupported: BTreeSet<String>,
     /// Cases that gave no kernel, or a kernel that Metal's limits or compiler refuse.
     pub failures: Vec<String>,
+    seen: HashSet<usize>,
+    hashes: HashSet<u64>,
 }
 
 /// Launches every case of every operation under every dtype.
@@ -66,8 +68,12 @@ impl Emission {
             let kernel = launch?;
             self.launches += 1;
             self.operations.insert(op);
+            // The recorder keeps every kernel, so that an address stands for one of them.
+            if !self.seen.insert(Arc::as_ptr(&kernel) as usize) {
+                continue;
+            }
             let hash = fnv1a(kernel.source.as_bytes());
-            if !self.kernels.keys().any(|name| name.ends_with(&format!("-{hash:016x}.metal"))) {
+            if self.hashes.insert(hash) {
                 self.kernels.insert(format!("{op}-{hash:016x}.metal"), kernel);
             }
         }

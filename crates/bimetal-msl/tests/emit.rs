@@ -43,6 +43,11 @@ fn every_case_lowers_to_metal_that_type_checks() {
 
 /// Whether clang accepts the body of a kernel with two buffers.
 fn accepts(name: &str, body: &str) -> bool {
+    clang::check(&source(name, body)).is_ok()
+}
+
+/// The file of a kernel with two buffers and this body.
+fn source(name: &str, body: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.metal"));
     let source = format!(
         "#include <metal_stdlib>\nusing namespace metal;\n\
@@ -51,7 +56,20 @@ fn accepts(name: &str, body: &str) -> bool {
          uint3 const at [[thread_position_in_grid]]) {{\nuint32_t const i = at[0];\n{body}\n}}\n"
     );
     std::fs::write(&path, source).expect("the target folder is writable");
-    clang::check(&path).is_ok()
+    path
+}
+
+#[test]
+fn one_bad_source_among_good_ones_is_named() {
+    if !clang_is_here() {
+        return;
+    }
+    let good = (0..40).map(|i| (i, "y[i] = x[i];"));
+    let files: Vec<PathBuf> = good.map(|(i, body)| source(&format!("group_{i}"), body)).collect();
+    assert_eq!(clang::check_all(&files), Vec::<String>::new());
+    let bad = source("group_35", "y[i] = x[j];");
+    let refused = clang::check_all(&files);
+    assert!(refused.len() == 1 && refused[0].contains(&bad.display().to_string()), "{refused:?}");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! What a Cholesky factor must fulfil, `‖A − LLᵀ‖₁ ≤ 30·n·‖A‖₁·ε`, which status each matrix deserves, and the residual of
 //! solutions.
 
-use crate::ratio::{compared_columns, extents, norm1, product, reconstruction, transposed, worst};
+use crate::ratio::{
+    PANEL, compared_columns, extents, norm1, product, reconstruction, subtract_product, transposed, worst,
+};
 use crate::status::NOT_FINITE;
 use bimetal_core::DType;
 use bimetal_core::op::{Property, Values};
@@ -39,21 +41,31 @@ fn deserved(a: &[f64], n: usize, dtype: DType) -> Deserved {
     let epsilon = dtype.epsilon().min(DType::F32.epsilon());
     let doubt = 4.0 * n as f64 * epsilon * norm1(a, n);
     let mut w = a.to_vec();
-    for k in 0..n {
-        let pivot = w[k * n + k];
-        let order = k as i32 + 1;
-        // The first pivot is an element, which no rounding has changed.
-        if k == 0 && pivot <= 0.0 || pivot < -doubt {
-            return Deserved { success: false, orders: [order; 2], finite };
-        }
-        if pivot <= doubt && k > 0 {
-            return Deserved { success: true, orders: [order, n as i32], finite };
-        }
-        for i in k + 1..n {
-            let factor = w[i * n + k] / pivot;
-            for j in k + 1..=i {
-                w[i * n + j] -= factor * w[j * n + k];
+    for first in (0..n).step_by(PANEL) {
+        let end = n.min(first + PANEL);
+        for k in first..end {
+            let pivot = w[k * n + k];
+            let order = k as i32 + 1;
+            // The first pivot is an element, which no rounding has changed.
+            if k == 0 && pivot <= 0.0 || pivot < -doubt {
+                return Deserved { success: false, orders: [order; 2], finite };
             }
+            if pivot <= doubt && k > 0 {
+                return Deserved { success: true, orders: [order, n as i32], finite };
+            }
+            for i in k + 1..n {
+                let factor = w[i * n + k] / pivot;
+                for j in k + 1..end.min(i + 1) {
+                    w[i * n + j] -= factor * w[j * n + k];
+                }
+            }
+        }
+        if end < n {
+            let columns: Vec<f64> = (end..n).flat_map(|i| w[i * n + first..i * n + end].to_vec()).collect();
+            let pivots: Vec<f64> = (first..end).map(|k| w[k * n + k]).collect();
+            let rows = transposed(&columns, n - end, end - first);
+            let scaled: Vec<f64> = columns.iter().zip(pivots.iter().cycle()).map(|(x, pivot)| x / pivot).collect();
+            subtract_product(&mut w, n, end, [&scaled, &rows], end - first);
         }
     }
     success

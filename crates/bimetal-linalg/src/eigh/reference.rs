@@ -1,4 +1,10 @@
-//! Eigenvalues in f64 by the classical Jacobi method: rotations `JᵀAJ` until nothing is left beside the diagonal.
+//! Eigenvalues in f64 by the classical Jacobi method: rotations `JᵀAJ` until nothing is left beside the diagonal. Those of
+//! large matrices, where it would take minutes, are faer's in f64.
+
+use faer::{MatRef, Side};
+
+/// Largest order that is left to Jacobi's method.
+const LARGEST: usize = 256;
 
 /// The symmetric matrix of which one triangle is given.
 pub(super) fn mirrored(a: &[f64], n: usize, upper: bool) -> Vec<f64> {
@@ -12,6 +18,11 @@ pub(super) fn mirrored(a: &[f64], n: usize, upper: bool) -> Vec<f64> {
 
 /// The eigenvalues of a symmetric matrix, ascending.
 pub(super) fn eigenvalues(mut a: Vec<f64>, n: usize) -> Vec<f64> {
+    if n > LARGEST
+        && let Ok(values) = MatRef::from_row_major_slice(&a, n, n).self_adjoint_eigenvalues(Side::Lower)
+    {
+        return values;
+    }
     let largest = a.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
     for _sweep in 0..60 {
         let mut beside = 0.0f64;

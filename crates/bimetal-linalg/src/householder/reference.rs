@@ -8,30 +8,43 @@ use bimetal_core::op::{Expected, Property, Values};
 /// LAPACK's bound.
 const ALLOWED: f64 = 30.0;
 
+/// Multiply-adds from which only some lines of a product are computed.
+const LARGE: usize = 1 << 28;
+
+/// Lines of a large product that are computed, spread evenly.
+const SAMPLED: usize = 32;
+
 pub(super) fn product(dims: &Dims, single: bool, params: OrmqrParams, inputs: &[Values]) -> Expected {
     let Dims { batch, m, n, k, rows, columns } = *dims;
-    let (mut data, mut scale) = (inputs[2].data.clone(), vec![0.0; inputs[2].data.len()]);
     // The lines along which reflectors act, and the elements of each.
     let (lines, line_step, step) = if params.right { (rows, columns, 1) } else { (columns, 1, columns) };
+    let large = batch * lines * k * m >= LARGE && lines > SAMPLED;
+    let lines: Vec<usize> = if large { (0..SAMPLED).map(|i| i * lines / SAMPLED).collect() } else { (0..lines).collect() };
+    let (mut sample, mut data, mut scale) = (Vec::new(), Vec::new(), Vec::new());
     for i in 0..batch {
-        let v = |row: usize, j: usize| match (single, row.cmp(&j)) {
+        let element = |row: usize, j: usize| match (single, row.cmp(&j)) {
             (true, _) => inputs[0].data[i * m + row],
             (false, std::cmp::Ordering::Less) => 0.0,
             (false, std::cmp::Ordering::Equal) => 1.0,
             (false, std::cmp::Ordering::Greater) => inputs[0].data[(i * m + row) * n + j],
         };
-        for line in 0..lines {
-            let at = |row: usize| i * rows * columns + line * line_step + row * step;
-            let norm = (0..m).map(|row| data[at(row)].powi(2)).sum::<f64>().sqrt();
+        let reflectors: Vec<Vec<f64>> = (0..k).map(|j| (0..m).map(|row| element(row, j)).collect()).collect();
+        for line in &lines {
+            let places: Vec<usize> = (0..m).map(|row| i * rows * columns + line * line_step + row * step).collect();
+            let mut x: Vec<f64> = places.iter().map(|&at| inputs[2].data[at]).collect();
+            let norm = x.iter().map(|x| x * x).sum::<f64>().sqrt();
             for step in 0..k {
                 let j = if params.right == params.transpose { k - 1 - step } else { step };
-                let sum = (0..m).map(|row| v(row, j) * data[at(row)]).sum::<f64>() * inputs[1].data[i * k + j];
-                (0..m).for_each(|row| data[at(row)] -= sum * v(row, j));
+                let v = &reflectors[j];
+                let sum = v.iter().zip(&x).map(|(v, x)| v * x).sum::<f64>() * inputs[1].data[i * k + j];
+                x.iter_mut().zip(v).for_each(|(x, v)| *x -= sum * v);
             }
-            (0..m).for_each(|row| scale[at(row)] = norm);
+            sample.extend(places);
+            data.extend(x);
+            scale.extend(std::iter::repeat_n(norm, m));
         }
     }
-    Expected::sums(data, scale)
+    Expected { sample: Some(sample), ..Expected::sums(data, scale) }
 }
 
 pub(super) fn vector_properties(inputs: &[Values], outputs: &[Values]) -> Vec<Property> {

@@ -3,7 +3,7 @@
 
 use super::Kind;
 use crate::cholesky::reference::{ALLOWED, residual};
-use crate::ratio::{compared_columns, extents, norm1, product, reconstruction, worst};
+use crate::ratio::{PANEL, compared_columns, extents, norm1, product, reconstruction, subtract_product, worst};
 use crate::status::NOT_FINITE;
 use bimetal_core::DType;
 use bimetal_core::op::{Property, Values};
@@ -22,23 +22,35 @@ fn eliminate(a: &[f64], [m, n]: [usize; 2], dtype: DType) -> Eliminated {
     let doubt = 4.0 * m.max(n) as f64 * epsilon * norm1(a, n);
     let mut out = Eliminated { lu: a.to_vec(), swaps: Vec::new(), n, doubtful: None };
     let w = &mut out.lu;
-    for k in 0..m.min(n) {
-        let p = (k..m).fold(k, |p, i| if w[i * n + k].abs() > w[p * n + k].abs() { i } else { p });
-        out.swaps.push(p);
-        (0..n).for_each(|j| w.swap(k * n + j, p * n + j));
-        let pivot = w[k * n + k];
-        if pivot.abs() <= doubt && out.doubtful.is_none() {
-            out.doubtful = Some((k, k == 0 && pivot == 0.0));
-        }
-        if pivot == 0.0 {
-            continue;
-        }
-        for i in k + 1..m {
-            let factor = w[i * n + k] / pivot;
-            w[i * n + k] = factor;
-            for j in k + 1..n {
-                w[i * n + j] -= factor * w[k * n + j];
+    let r = m.min(n);
+    for first in (0..r).step_by(PANEL) {
+        let end = r.min(first + PANEL);
+        for k in first..end {
+            let p = (k..m).fold(k, |p, i| if w[i * n + k].abs() > w[p * n + k].abs() { i } else { p });
+            out.swaps.push(p);
+            (0..n).for_each(|j| w.swap(k * n + j, p * n + j));
+            let pivot = w[k * n + k];
+            if pivot.abs() <= doubt && out.doubtful.is_none() {
+                out.doubtful = Some((k, k == 0 && pivot == 0.0));
             }
+            for i in k + 1..m {
+                let factor = if pivot == 0.0 { 0.0 } else { w[i * n + k] / pivot };
+                w[i * n + k] = factor;
+                for j in k + 1..end {
+                    w[i * n + j] -= factor * w[k * n + j];
+                }
+            }
+        }
+        for i in first..end {
+            for k in first..i {
+                let factor = w[i * n + k];
+                (end..n).for_each(|j| w[i * n + j] -= factor * w[k * n + j]);
+            }
+        }
+        if end < m && end < n {
+            let left: Vec<f64> = (end..m).flat_map(|i| w[i * n + first..i * n + end].to_vec()).collect();
+            let right: Vec<f64> = (first..end).flat_map(|k| w[k * n + end..(k + 1) * n].to_vec()).collect();
+            subtract_product(w, n, end, [&left, &right], end - first);
         }
     }
     out

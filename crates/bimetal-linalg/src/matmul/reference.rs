@@ -5,7 +5,7 @@ use super::plan::Plan;
 use bimetal_core::op::Expected;
 
 /// Multiplications up to which every element is computed.
-const WHOLE: usize = 1 << 32;
+const WHOLE: usize = 1 << 28;
 
 /// Elements of a larger product that are computed.
 const SAMPLES: usize = 4096;

@@ -1,7 +1,18 @@
-//! Singular values in f64 by Hestenes' method: columns are rotated in pairs until all are orthogonal.
+//! Singular values in f64 by Hestenes' method: columns are rotated in pairs until all are orthogonal. Those of large
+//! matrices, where it would take minutes, are faer's in f64.
+
+use faer::MatRef;
+
+/// Largest smaller extent that is left to rotations.
+const LARGEST: usize = 256;
 
 /// The singular values of an `m`×`n` matrix, descending.
 pub(super) fn singular_values(a: &[f64], m: usize, n: usize) -> Vec<f64> {
+    if m.min(n) > LARGEST
+        && let Ok(values) = MatRef::from_row_major_slice(a, m, n).singular_values()
+    {
+        return values;
+    }
     let at = |i: usize, j: usize| if m >= n { a[i * n + j] } else { a[j * n + i] };
     let (rows, cols) = (m.max(n), m.min(n));
     // Columns of the matrix or of its transpose, whichever are fewer.

@@ -6,7 +6,8 @@ use crate::normalization::group_norm::cpu::{channel_backward, channel_forward, c
 use crate::normalization::row_norm::cpu::{Affine, Moments, Scaling, moments, slice};
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::parallel::{self, Shared};
-use bimetal_core::cpu::row::load;
+use bimetal_core::cpu::row::{Values, load, part, write};
+use bimetal_core::cpu::scratch::Scratch;
 use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
 use bimetal_core::{DType, Result, Scalar, Tensor};
 use half::{bf16, f16};
@@ -32,9 +33,14 @@ fn typed<E: Element + Scalar>(op: &BatchNorm, inputs: &[&Tensor], outputs: &mut 
     }
     let affine = Affine { weight: slice::<E>(op.weight(inputs))?, bias: slice::<E>(op.bias(inputs))? };
     let (first, more) = outputs.split_first_mut().expect("the operation has outputs");
-    let out = &Shared::new(first.as_mut_slice::<E>()?);
     let tensors = if op.kind == Kind::Backward { 3 } else { 2 };
     let stream = parallel::streams(tensors * size_of_val(x));
+    if let (Kind::Inference, 1) = (op.kind, layout.spatial) {
+        let given = [inputs[1].as_slice::<f32>()?, inputs[2].as_slice::<f32>()?];
+        given_rows(x, given, affine, op.eps, first.as_mut_slice::<E>()?, stream);
+        return Ok(());
+    }
+    let out = &Shared::new(first.as_mut_slice::<E>()?);
     let grain = parallel::BYTES_PER_THREAD / (tensors * layout.count() * size_of::<E>());
     let mut sums = vec![[0.0f64; 2]; layout.channels];
     let channel_sums = &Shared::new(&mut sums[..]);
@@ -68,6 +74,73 @@ fn typed<E: Element + Scalar>(op: &BatchNorm, inputs: &[&Tensor], outputs: &mut 
                 }
             }
             Ok(())
+        }
+    }
+}
+
+/// Samples without spatial axes under given statistics: row by row, as they lie in memory.
+fn given_rows<E: Element + Scalar>(
+    x: &[E],
+    [mean, var]: [&[f32]; 2],
+    affine: Affine<'_, E>,
+    eps: f32,
+    y: &mut [E],
+    stream: bool,
+) {
+    let n = mean.len();
+    let (mut factors, mut shifts) = (Scratch::take(n), Scratch::take(n));
+    for channel in 0..n {
+        let (weight, bias) = affine.at(channel);
+        factors[channel] = Scaling::without_mean(f64::from(var[channel]), eps).rstd * weight;
+        shifts[channel] = bias;
+    }
+    let (factors, shifts) = (&factors[..n], &shifts[..n]);
+    let grain = parallel::BYTES_PER_THREAD / (2 * n * size_of::<E>());
+    parallel::units_mut(y, n, grain, |first, y| {
+        let x = &x[first * n..first * n + y.len()];
+        dispatch(GivenRows { x, y, mean, factors, shifts, stream });
+    });
+}
+
+struct GivenRows<'a, E> {
+    x: &'a [E],
+    y: &'a mut [E],
+    mean: &'a [f32],
+    factors: &'a [f32],
+    shifts: &'a [f32],
+    stream: bool,
+}
+
+impl<E: Element> Kernel for GivenRows<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { mean, factors, shifts, stream, .. } = self;
+        for (x, y) in self.x.chunks_exact(mean.len()).zip(self.y.chunks_exact_mut(mean.len())) {
+            write(s, y, stream, GivenRow { x, mean, factors, shifts }, [x.as_ptr_range().end]);
+        }
+        if stream {
+            s.stream_fence();
+        }
+    }
+}
+
+/// `(x − mean)·factor + shift` of each channel.
+struct GivenRow<'a, E> {
+    x: &'a [E],
+    mean: &'a [f32],
+    factors: &'a [f32],
+    shifts: &'a [f32],
+}
+
+impl<S: Simd, E: Element> Values<S> for GivenRow<'_, E> {
+    #[inline(always)]
+    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
+        // SAFETY: the caller's promise; there is a value for each channel in all four slices.
+        unsafe {
+            let x = s.sub(part(s, self.x, i, n), part(s, self.mean, i, n));
+            s.fma(x, part(s, self.factors, i, n), part(s, self.shifts, i, n))
         }
     }
 }
@@ -217,14 +290,7 @@ impl<E: Element> Kernel for Columns<'_, E> {
                     }
                     column.normalize(&column.scalings(&stats));
                 }
-                Source::Given { mean, var } => {
-                    let mut scalings = [Scaling { mean: 0.0, lost: 0.0, rstd: 1.0 }; MAX_LANES];
-                    for (k, scaling) in scalings[..column.lanes].iter_mut().enumerate() {
-                        let given = Scaling::without_mean(f64::from(var[channel + k]), work.eps);
-                        *scaling = Scaling { mean: mean[channel + k], ..given };
-                    }
-                    column.normalize(&scalings);
-                }
+                Source::Given { .. } => unreachable!("given statistics go row by row"),
                 Source::Gradient { grad } => {
                     column.moments(&mut stats);
                     column.gradient(grad, &stats, &mut sums);

@@ -111,13 +111,16 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         s.reduce_max(s.max(halves[0], halves[1]))
     }
 
-    /// Σ exp(x − m), block by block; the exponentials go to `kept` if it is given.
+    /// Σ exp(x − m), block by block; the exponentials go to `kept` if it is given, and meanwhile the next row comes into
+    /// the cache if this one is there.
     #[inline(always)]
     fn sum_exp(&self, m: f32, kept: Option<&mut [f32]>) -> f64 {
         let (s, n) = (self.s, self.x.len());
         let shift = s.splat(m);
         let mut total = 0.0;
         let keep = kept.map_or(std::ptr::null_mut(), |k| k.as_mut_ptr());
+        let next = self.x.as_ptr_range().end;
+        let fetch = self.stream && n <= KEPT;
         let mut block = 0;
         while block < n {
             let end = (block + BLOCK).min(n);
@@ -128,6 +131,9 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
                 while i + 4 * S::LANES <= end {
                     for (k, sum) in sums.iter_mut().enumerate() {
                         let at = i + k * S::LANES;
+                        if fetch {
+                            s.prefetch_far(next.wrapping_add(at));
+                        }
                         let e = math::exp(s, s.sub(E::load(s, self.x.as_ptr().add(at)), shift));
                         if !keep.is_null() {
                             s.store(keep.add(at), e);
@@ -165,8 +171,7 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         let m = self.max();
         let sum = self.sum_exp(m, Some(kept));
         let inverse = self.s.splat((1.0 / sum) as f32);
-        let next = [self.x.as_ptr_range().end];
-        write(self.s, self.y, self.stream, Kept { kept, inverse }, next);
+        write(self.s, self.y, self.stream, Kept { kept, inverse }, []);
     }
 
     #[inline(always)]
