@@ -1,16 +1,18 @@
 //! Batch norm and its gradients on the CPU: a channel at a time while it is in the cache; without spatial axes, a vector of
 //! channels at a time down the samples.
 
+mod inference;
+
 use super::{BatchNorm, Kind, Layout};
 use crate::normalization::group_norm::cpu::{channel_backward, channel_forward, channel_sums};
 use crate::normalization::row_norm::cpu::{Affine, Moments, Scaling, moments, slice};
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::parallel::{self, Shared};
-use bimetal_core::cpu::row::{Values, load, part, write};
-use bimetal_core::cpu::scratch::Scratch;
+use bimetal_core::cpu::row::load;
 use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
 use bimetal_core::{DType, Result, Scalar, Tensor};
 use half::{bf16, f16};
+use inference::Given;
 use std::ops::Range;
 
 /// Samples over which a column is added in f32 before its sum goes on in f64.
@@ -35,9 +37,9 @@ fn typed<E: Element + Scalar>(op: &BatchNorm, inputs: &[&Tensor], outputs: &mut 
     let (first, more) = outputs.split_first_mut().expect("the operation has outputs");
     let tensors = if op.kind == Kind::Backward { 3 } else { 2 };
     let stream = parallel::streams(tensors * size_of_val(x));
-    if let (Kind::Inference, 1) = (op.kind, layout.spatial) {
-        let given = [inputs[1].as_slice::<f32>()?, inputs[2].as_slice::<f32>()?];
-        given_rows(x, given, affine, op.eps, first.as_mut_slice::<E>()?, stream);
+    if op.kind == Kind::Inference {
+        let given = Given { mean: inputs[1].as_slice::<f32>()?, var: inputs[2].as_slice::<f32>()?, affine, eps: op.eps };
+        inference::normalize(x, given, layout.spatial, first.as_mut_slice::<E>()?, stream);
         return Ok(());
     }
     let out = &Shared::new(first.as_mut_slice::<E>()?);
@@ -45,9 +47,8 @@ fn typed<E: Element + Scalar>(op: &BatchNorm, inputs: &[&Tensor], outputs: &mut 
     let mut sums = vec![[0.0f64; 2]; layout.channels];
     let channel_sums = &Shared::new(&mut sums[..]);
     let source = match op.kind {
-        Kind::Training => Source::Batch,
-        Kind::Inference => Source::Given { mean: inputs[1].as_slice::<f32>()?, var: inputs[2].as_slice::<f32>()? },
         Kind::Backward => Source::Gradient { grad: inputs[0].as_slice::<E>()? },
+        _ => Source::Batch,
     };
     let over = |channels: Range<usize>| {
         // SAFETY: the ranges of channels are disjoint, and so are their sums.
@@ -66,7 +67,7 @@ fn typed<E: Element + Scalar>(op: &BatchNorm, inputs: &[&Tensor], outputs: &mut 
     }
     match op.kind {
         Kind::Training => update_running(op, layout, inputs, more, &sums),
-        Kind::Inference => Ok(()),
+        Kind::Inference => unreachable!("inference has returned"),
         Kind::Backward => {
             for (k, output) in more.iter_mut().enumerate() {
                 for (output, sums) in output.as_mut_slice::<E>()?.iter_mut().zip(&sums) {
@@ -74,73 +75,6 @@ fn typed<E: Element + Scalar>(op: &BatchNorm, inputs: &[&Tensor], outputs: &mut 
                 }
             }
             Ok(())
-        }
-    }
-}
-
-/// Samples without spatial axes under given statistics: row by row, as they lie in memory.
-fn given_rows<E: Element + Scalar>(
-    x: &[E],
-    [mean, var]: [&[f32]; 2],
-    affine: Affine<'_, E>,
-    eps: f32,
-    y: &mut [E],
-    stream: bool,
-) {
-    let n = mean.len();
-    let (mut factors, mut shifts) = (Scratch::take(n), Scratch::take(n));
-    for channel in 0..n {
-        let (weight, bias) = affine.at(channel);
-        factors[channel] = Scaling::without_mean(f64::from(var[channel]), eps).rstd * weight;
-        shifts[channel] = bias;
-    }
-    let (factors, shifts) = (&factors[..n], &shifts[..n]);
-    let grain = parallel::BYTES_PER_THREAD / (2 * n * size_of::<E>());
-    parallel::units_mut(y, n, grain, |first, y| {
-        let x = &x[first * n..first * n + y.len()];
-        dispatch(GivenRows { x, y, mean, factors, shifts, stream });
-    });
-}
-
-struct GivenRows<'a, E> {
-    x: &'a [E],
-    y: &'a mut [E],
-    mean: &'a [f32],
-    factors: &'a [f32],
-    shifts: &'a [f32],
-    stream: bool,
-}
-
-impl<E: Element> Kernel for GivenRows<'_, E> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { mean, factors, shifts, stream, .. } = self;
-        for (x, y) in self.x.chunks_exact(mean.len()).zip(self.y.chunks_exact_mut(mean.len())) {
-            write(s, y, stream, GivenRow { x, mean, factors, shifts }, [x.as_ptr_range().end]);
-        }
-        if stream {
-            s.stream_fence();
-        }
-    }
-}
-
-/// `(x − mean)·factor + shift` of each channel.
-struct GivenRow<'a, E> {
-    x: &'a [E],
-    mean: &'a [f32],
-    factors: &'a [f32],
-    shifts: &'a [f32],
-}
-
-impl<S: Simd, E: Element> Values<S> for GivenRow<'_, E> {
-    #[inline(always)]
-    unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
-        // SAFETY: the caller's promise; there is a value for each channel in all four slices.
-        unsafe {
-            let x = s.sub(part(s, self.x, i, n), part(s, self.mean, i, n));
-            s.fma(x, part(s, self.factors, i, n), part(s, self.shifts, i, n))
         }
     }
 }
@@ -168,7 +102,6 @@ fn update_running(
 #[derive(Clone, Copy)]
 enum Source<'a, E> {
     Batch,
-    Given { mean: &'a [f32], var: &'a [f32] },
     Gradient { grad: &'a [E] },
 }
 
@@ -252,11 +185,6 @@ impl<E: Element> Kernel for Channels<'_, E> {
                     self.normalize(s, channel, Scaling::of(moments, self.eps));
                     [moments.mean, moments.squares]
                 }
-                Source::Given { mean, var } => {
-                    let scaling = Scaling::without_mean(f64::from(var[channel]), self.eps);
-                    self.normalize(s, channel, Scaling { mean: mean[channel], ..scaling });
-                    [0.0; 2]
-                }
                 Source::Gradient { grad } => self.gradient(s, channel, grad),
             };
             self.sums[channel - self.channels.start] = sums;
@@ -290,7 +218,6 @@ impl<E: Element> Kernel for Columns<'_, E> {
                     }
                     column.normalize(&column.scalings(&stats));
                 }
-                Source::Given { .. } => unreachable!("given statistics go row by row"),
                 Source::Gradient { grad } => {
                     column.moments(&mut stats);
                     column.gradient(grad, &stats, &mut sums);

@@ -13,6 +13,9 @@ use half::{bf16, f16};
 /// Longest row whose exponentials are kept: 256 KiB of f32, a quarter of the L2 cache of the machines here.
 const KEPT: usize = 64 << 10;
 
+/// Memory traffic of a call that the caches next to the cores may hold.
+const NEAR: usize = 4 << 20;
+
 /// Elements that are added in f32 before their sum goes on in f64.
 const BLOCK: usize = 2048;
 
@@ -34,10 +37,11 @@ fn typed<E: Element + Scalar>(kind: Kind, x: &Tensor, axis: usize, y: &mut Tenso
     let bytes_per_element = 2 * size_of::<E>();
     if inner == 1 {
         let stream = parallel::streams(2 * size_of_val(x));
+        let fetch = 2 * size_of_val(x) > NEAR;
         let grain = parallel::BYTES_PER_THREAD / (n * bytes_per_element).max(1);
         parallel::units_mut(y, n, grain, |first, y| {
             let x = &x[first * n..first * n + y.len()];
-            dispatch(Rows { x, y, n, log, stream });
+            dispatch(Rows { x, y, n, log, stream, fetch });
         });
     } else {
         let slab = n * inner;
@@ -56,6 +60,8 @@ struct Rows<'a, E> {
     n: usize,
     log: bool,
     stream: bool,
+    /// The next row is not in the nearer caches yet.
+    fetch: bool,
 }
 
 impl<E: Element> Kernel for Rows<'_, E> {
@@ -65,7 +71,7 @@ impl<E: Element> Kernel for Rows<'_, E> {
     fn run<S: Simd>(self, s: S) {
         let mut kept = Scratch::take(self.n.min(KEPT));
         for (x, y) in self.x.chunks_exact(self.n).zip(self.y.chunks_exact_mut(self.n)) {
-            let row = Row { s, x, y, stream: self.stream };
+            let row = Row { s, x, y, stream: self.stream, fetch: self.fetch };
             match (self.log, self.n <= KEPT) {
                 (false, true) => row.softmax_kept(&mut kept),
                 (false, false) => row.softmax_twice(),
@@ -83,6 +89,7 @@ struct Row<'a, S, E> {
     x: &'a [E],
     y: &'a mut [E],
     stream: bool,
+    fetch: bool,
 }
 
 impl<S: Simd, E: Element> Row<'_, S, E> {
@@ -120,7 +127,7 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         let mut total = 0.0;
         let keep = kept.map_or(std::ptr::null_mut(), |k| k.as_mut_ptr());
         let next = self.x.as_ptr_range().end;
-        let fetch = self.stream && n <= KEPT;
+        let fetch = self.fetch && n <= KEPT;
         let mut block = 0;
         while block < n {
             let end = (block + BLOCK).min(n);
