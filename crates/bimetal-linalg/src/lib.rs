@@ -1,6 +1,7 @@
 //! Linear algebra: products, factorisations, solvers and decompositions.
 
 mod blocks;
+mod compose;
 mod dense;
 mod jacobi;
 mod lanes;
@@ -10,4 +11,4 @@ mod small;
 mod status;
 mod system;
 
-bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, trsm, qr, householder, lstsq, eigh, svd, syrk, norms);
+bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, trsm, qr, householder, lstsq, eigh, svd, svd_truncated, pinv, pca, syrk, norms, spmv_csr, pipeline);

@@ -70,6 +70,11 @@ struct Decomposition {
     upper: bool,
 }
 
+/// The operation of [`eigh`].
+pub(crate) fn lower() -> impl Op {
+    Decomposition { kind: Kind::Eigh, upper: false }
+}
+
 /// Eigenvalues and eigenvectors of symmetric matrices `[…, n, n]`, whose lower triangle is read (LAPACK's `syevd`).
 ///
 /// f32, f64, f16 and bf16; 16-bit matrices are decomposed in f32. The error is that of a matrix within a few `n·‖A‖·ε` of

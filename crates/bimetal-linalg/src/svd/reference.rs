@@ -1,7 +1,12 @@
 //! Singular values in f64 by Hestenes' method: columns are rotated in pairs until all are orthogonal.
 
 /// The singular values of an `m`×`n` matrix, descending.
-pub(super) fn singular_values(a: &[f64], m: usize, n: usize) -> Vec<f64> {
+pub(crate) fn singular_values(a: &[f64], m: usize, n: usize) -> Vec<f64> {
+    singular_columns(a, m, n).into_iter().map(|(value, _)| value).collect()
+}
+
+/// The singular values, descending, each with its vector times the value: the left one for `m ≥ n`, else the right one.
+pub(crate) fn singular_columns(a: &[f64], m: usize, n: usize) -> Vec<(f64, Vec<f64>)> {
     let at = |i: usize, j: usize| if m >= n { a[i * n + j] } else { a[j * n + i] };
     let (rows, cols) = (m.max(n), m.min(n));
     // Columns of the matrix or of its transpose, whichever are fewer.
@@ -32,7 +37,7 @@ pub(super) fn singular_values(a: &[f64], m: usize, n: usize) -> Vec<f64> {
             break;
         }
     }
-    let mut values: Vec<f64> = columns.iter().map(|x| dot(x, x).sqrt()).collect();
-    values.sort_by(|a, b| b.total_cmp(a));
-    values
+    let mut found: Vec<(f64, Vec<f64>)> = columns.into_iter().map(|x| (dot(&x, &x).sqrt(), x)).collect();
+    found.sort_by(|a, b| b.0.total_cmp(&a.0));
+    found
 }
