@@ -19,7 +19,7 @@ pub(crate) enum Change {
 
 /// Where the elements of `[batch, rows, columns]` come from: a tensor and its strides, an operand with strides of its own, and
 /// a status for each of the batch, whose elements are NaN where it is not 0.
-pub(crate) struct From<'a> {
+pub(crate) struct Source<'a> {
     pub(crate) tensor: &'a Tensor,
     pub(crate) strides: [usize; 3],
     pub(crate) change: Change,
@@ -28,7 +28,7 @@ pub(crate) struct From<'a> {
     pub(crate) status: Option<&'a Tensor>,
 }
 
-impl<'a> From<'a> {
+impl<'a> Source<'a> {
     /// A plain copy of matrices of these extents.
     pub(crate) fn all(tensor: &'a Tensor, [_, rows, columns]: [usize; 3]) -> Self {
         let strides = [rows * columns, columns, 1];
@@ -119,7 +119,7 @@ pub(crate) fn widened(a: &Tensor) -> Result<Tensor> {
         return Ok(a.clone());
     }
     let extents = [1, 1, a.numel()];
-    From::all(a, extents).made(a.shape().dims(), extents, dtype)
+    Source::all(a, extents).made(a.shape().dims(), extents, dtype)
 }
 
 /// The product of matrices, with operands transposed as asked.
@@ -202,7 +202,7 @@ pub(crate) fn inverted(s: &Tensor, status: &Tensor, rank: &mut Tensor, k: usize,
     let mut inverse = make(s, s.shape().dims(), s.dtype())?;
     match s.gpu() {
         _ if status.numel() == 0 => {}
-        Some(gpu) => gpu::inverted(gpu, s, status, &mut inverse, rank, k, rcond)?,
+        Some(gpu) => gpu::inverted(gpu, s, status, &inverse, rank, k, rcond)?,
         None => cpu::inverted(s, status, &mut inverse, rank, k, rcond)?,
     }
     Ok(inverse)
@@ -248,6 +248,17 @@ mod tests {
         let like = Tensor::zeros(&[1], DType::F32).unwrap();
         let first = random(&like, [1, 1], DType::F32, 0, 0).unwrap().to_vec::<f32>().unwrap()[0];
         assert_eq!(f64::from(first), sum(zero) as f64 / 65536.0);
+    }
+
+    #[test]
+    fn every_device_has_the_same_numbers() {
+        let like = Tensor::zeros(&[1], DType::F32).unwrap();
+        let host = random(&like, [130, 70], DType::F32, 1 << 40 | 5, 1).unwrap().to_vec::<f32>().unwrap();
+        for found in bimetal_core::devices().0.iter().filter(|found| found.device.is_gpu()) {
+            let like = like.to_device(found.device).unwrap();
+            let there = random(&like, [130, 70], DType::F32, 1 << 40 | 5, 1).unwrap();
+            assert_eq!(there.to_vec::<f32>().unwrap(), host, "{}", found.device);
+        }
     }
 
     #[test]

@@ -7,8 +7,11 @@ mod jacobi;
 mod lanes;
 mod ratio;
 mod rows;
+mod scratch;
 mod small;
 mod status;
 mod system;
+
+pub use scratch::{cholesky_scratch, eigh_scratch, lu_scratch, qr_scratch, svd_scratch};
 
 bimetal_core::domain!(pub "linalg": matmul, cholesky, lu, trsm, qr, householder, lstsq, eigh, svd, svd_truncated, pinv, pca, syrk, norms, spmv_csr, pipeline);

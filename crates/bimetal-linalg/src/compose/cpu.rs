@@ -1,6 +1,6 @@
 //! The steps on the CPU: plain loops, threads over rows.
 
-use super::{Change, From};
+use super::{Change, Source};
 use crate::lanes::{Entry, Real, each_float};
 use bimetal_core::cpu::parallel;
 use bimetal_core::{Result, Scalar, Tensor};
@@ -8,7 +8,7 @@ use bimetal_core::{Result, Scalar, Tensor};
 /// Elements that a thread takes at least.
 const GRAIN: usize = 1 << 15;
 
-pub(super) fn copy(from: &From, to: &mut Tensor, extents: [usize; 3]) -> Result<()> {
+pub(super) fn copy(from: &Source, to: &mut Tensor, extents: [usize; 3]) -> Result<()> {
     // Operands are small: a row, a column or a number for each.
     let operand = from.operand.map(|(tensor, strides)| Ok((tensor.to_f64_vec()?, strides))).transpose()?;
     let status = from.status.map(|status| status.as_slice::<i32>()).transpose()?;

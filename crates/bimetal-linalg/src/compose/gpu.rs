@@ -3,7 +3,7 @@
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
 
-use super::{Change, From};
+use super::{Change, Source};
 use crate::blocks::working;
 use crate::qr::gpu::columns::not_a_number;
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
@@ -22,7 +22,7 @@ fn unread(gpu: &Gpu) -> BufferArg {
     unsafe { BufferArg::from_raw_parts(gpu.alloc(8), 1) }
 }
 
-pub(super) fn copy(gpu: &Gpu, from: &From, to: &Tensor, [_, rows, columns]: [usize; 3]) -> Result<()> {
+pub(super) fn copy(gpu: &Gpu, from: &Source, to: &Tensor, [_, rows, columns]: [usize; 3]) -> Result<()> {
     let computed = working(from.tensor.dtype());
     let elems = [gpu.elem(from.tensor.dtype())?, gpu.elem(computed)?, gpu.elem(to.dtype())?];
     let [fb, fr, fc] = from.strides;

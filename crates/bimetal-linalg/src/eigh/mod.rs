@@ -1,7 +1,7 @@
 //! Eigenvalues and eigenvectors of symmetric matrices: `A = V·Λ·Vᵀ`, ascending, alone or in batches.
 
 mod cpu;
-mod gpu;
+pub(crate) mod gpu;
 mod reference;
 
 use crate::ratio::{compared_columns, extents, orthogonality, product, reconstruction, transposed, worst};

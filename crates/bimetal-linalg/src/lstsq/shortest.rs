@@ -2,7 +2,7 @@
 
 use super::{Dims, Solve, dims, reference, solution_and_status};
 use crate::blocks::working;
-use crate::compose::{self, Batch, From};
+use crate::compose::{self, Batch, Source};
 use crate::status;
 use bimetal_core::op::{
     self, Case, Cost, Expected, Fill, Input, Op, Peer, Properties, Property, Role, Specs, Spectrum, Structure, Tolerance,
@@ -150,11 +150,11 @@ impl Shortest {
         let right = compose::widened(&b.reshape(&batch.with(&[m, p]))?)?;
         let rotated = compose::product(&u, &right, [true, false])?;
         let extents = [count, k, p];
-        let scaled = From::all(&rotated, extents).times(&reciprocals, [k, 1, 0]);
+        let scaled = Source::all(&rotated, extents).times(&reciprocals, [k, 1, 0]);
         let scaled = scaled.made(&batch.with(&[k, p]), extents, dtype)?;
         let found = compose::product(&vh, &scaled, [true, false])?;
-        From::all(&found, [count, n, p]).checked(status).copy(x, [count, n, p])?;
-        From::all(&s, [count, 1, k]).copy(values, [count, 1, k])
+        Source::all(&found, [count, n, p]).checked(status).copy(x, [count, n, p])?;
+        Source::all(&s, [count, 1, k]).copy(values, [count, 1, k])
     }
 }
 

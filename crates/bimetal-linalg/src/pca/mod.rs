@@ -8,7 +8,7 @@ mod reference;
 
 pub use api::{Pca, PcaMethod, PcaParams, pca, pca_into, pca_with};
 
-use crate::compose::{self, Batch, From};
+use crate::compose::{self, Batch, Source};
 use crate::lanes::DTYPES;
 use crate::svd_truncated::{self, SvdTruncatedParams};
 use crate::{norms, system};
@@ -57,7 +57,7 @@ impl Analysis {
         let ones = compose::filled(&w, &[1, m], dtype, 1.0)?;
         let average = compose::scaled_product(&ones, &w, [false, false], 1.0 / m as f64)?;
         let extents = [count, m, n];
-        let centred = From::all(&w, extents).minus(&average, [n, 0, 1]).made(w.shape().dims(), extents, dtype)?;
+        let centred = Source::all(&w, extents).minus(&average, [n, 0, 1]).made(w.shape().dims(), extents, dtype)?;
         let (s, vh, columns) = match self.sketch() {
             Some(sketch) => {
                 let found = sketch.sketched(&centred, &batch, status)?;
@@ -73,14 +73,14 @@ impl Analysis {
         let mut signs = compose::make(&w, &batch.with(&[k]), dtype)?;
         if count * k > 0 {
             match w.gpu() {
-                Some(gpu) => gpu::describe(gpu, &found, &mut signs, variance, ratio)?,
+                Some(gpu) => gpu::describe(gpu, &found, &signs, variance, ratio)?,
                 None => cpu::describe(&found, &mut signs, variance, ratio)?,
             }
         }
-        let rows = From::all(&vh, [count, k, n]).strided([columns * n, n, 1]).times(&signs, [k, 1, 0]);
+        let rows = Source::all(&vh, [count, k, n]).strided([columns * n, n, 1]).times(&signs, [k, 1, 0]);
         rows.checked(status).copy(components, [count, k, n])?;
-        From::all(&average, [count, 1, n]).checked(status).copy(mean, [count, 1, n])?;
-        From::all(&s, [count, 1, k]).strided([columns, 0, 1]).checked(status).copy(values, [count, 1, k])
+        Source::all(&average, [count, 1, n]).checked(status).copy(mean, [count, 1, n])?;
+        Source::all(&s, [count, 1, k]).strided([columns, 0, 1]).checked(status).copy(values, [count, 1, k])
     }
 }
 

@@ -4,7 +4,7 @@ mod cpu;
 mod gpu;
 pub(crate) mod reference;
 
-use crate::compose::{self, Batch, From};
+use crate::compose::{self, Batch, Source};
 use crate::system;
 use crate::{blocks::working, lanes::DTYPES, status};
 use bimetal_core::op::{
@@ -137,17 +137,17 @@ fn steps(rcond: Option<f64>, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<
     // The smaller of the two is scaled: Uᵀ by rows, V by columns.
     let [u, vh] = if m < n {
         let extents = [batch.count, m, k];
-        [From::all(&u, extents).times(&reciprocals, [k, 0, 1]).made(&batch.with(&[m, k]), extents, dtype)?, vh]
+        [Source::all(&u, extents).times(&reciprocals, [k, 0, 1]).made(&batch.with(&[m, k]), extents, dtype)?, vh]
     } else {
         let extents = [batch.count, k, n];
-        [u, From::all(&vh, extents).times(&reciprocals, [k, 1, 0]).made(&batch.with(&[k, n]), extents, dtype)?]
+        [u, Source::all(&vh, extents).times(&reciprocals, [k, 1, 0]).made(&batch.with(&[k, n]), extents, dtype)?]
     };
     if dtype == a.dtype() {
         return compose::product_into(&vh, &u, [true, true], inverse);
     }
     let made = compose::product(&vh, &u, [true, true])?;
     let extents = [batch.count, n, m];
-    From::all(&made, extents).checked(status).copy(inverse, extents)
+    Source::all(&made, extents).checked(status).copy(inverse, extents)
 }
 
 impl Op for Invert {

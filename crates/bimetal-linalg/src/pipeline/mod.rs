@@ -5,7 +5,7 @@ mod cpu;
 mod gpu;
 mod reference;
 
-use crate::compose::{self, Batch, From};
+use crate::compose::{self, Batch, Source};
 use crate::{eigh, qr, system};
 use bimetal_core::op::{
     Case, Cost, Definition, Expected, Fill, Input, Op, Peer, Properties, Property, Role, Specs, Spectrum, Structure,
@@ -49,9 +49,9 @@ impl Pipeline {
             Self::SvdTruncateReconstruct(rank) => {
                 let [u, s, vh] = compose::svd(a, status)?;
                 let k = m.min(n);
-                let scaled = From::all(&u, [count, m, k]).times(&s, [k, 0, 1]);
+                let scaled = Source::all(&u, [count, m, k]).times(&s, [k, 0, 1]);
                 let scaled = scaled.made(&with([m, rank]), [count, m, rank], a.dtype())?;
-                let rows = From::all(&vh, [count, k, n]).made(&with([rank, n]), [count, rank, n], a.dtype())?;
+                let rows = Source::all(&vh, [count, k, n]).made(&with([rank, n]), [count, rank, n], a.dtype())?;
                 compose::product_into(&scaled, &rows, [false, false], result)
             }
             Self::QrMatmul => {
@@ -61,7 +61,7 @@ impl Pipeline {
             Self::ProductEighProduct => {
                 let gram = compose::product(a, a, [false, true])?;
                 let [values, vectors] = compose::applied_with(&eigh::lower(), &[&gram], status)?;
-                let scaled = From::all(&vectors, [count, m, m]).times(&values, [m, 0, 1]);
+                let scaled = Source::all(&vectors, [count, m, m]).times(&values, [m, 0, 1]);
                 let scaled = scaled.made(&with([m, m]), [count, m, m], a.dtype())?;
                 compose::product_into(&scaled, &vectors, [false, true], result)
             }
@@ -223,7 +223,7 @@ fn cases() -> Vec<Case> {
         cases.push(agree(ProductEighProduct, &[3, 9, 12], spectrum));
     }
     for op in [QrThreeTimes, SvdTruncateReconstruct(0), QrMatmul, ProductEighProduct] {
-        for dims in [&[0, 3][..], &[3, 0], &[1, 1], &[33, 40], &[0, 2, 2], &[2, 3, 5, 4]] {
+        for dims in [&[0, 3][..], &[3, 0], &[1, 1], &[9, 16], &[0, 2, 2], &[2, 3, 5, 4]] {
             cases.push(agree(op, dims, Spectrum::Random));
         }
     }

@@ -12,6 +12,7 @@ use bimetal_core::{Gpu, Result, Tensor};
 use cubecl::ir::features::AtomicUsage;
 use cubecl::ir::{ElemType, Type, UIntKind};
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 
 /// Units of a cube.
 const UNITS: usize = 128;
@@ -42,21 +43,19 @@ pub(super) fn spmv_csr(gpu: &Gpu, dims: Dims, inputs: &[&Tensor], outputs: &mut 
     let adds = gpu.client().properties().atomic_type_usage(word).contains(AtomicUsage::Add);
     // A row of more than a part has at most twice as many parts as its length has.
     let places = if adds && count > form.part { 2 * count / form.part } else { 0 };
-    let elems = elems(gpu, values.dtype())?;
-    let address = address_type(count.max(m).max(n));
     let (taken, list) = (gpu.alloc(4), gpu.alloc(places * 8));
-    let units = CubeDim::new_1d(UNITS as u32);
+    let elems = elems(gpu, values.dtype())?;
+    let job = Job { gpu, dims, form, places, address: address_type(count.max(m).max(n)), elems, taken, list };
     // SAFETY: the buffers have these lengths; what a kernel reads by pointers and columns it has compared with them.
     unsafe {
-        let word_arg = |tensor: &Tensor, length: usize| Ok(BufferArg::from_raw_parts(tensor.gpu_handle()?, length));
         begin::launch_unchecked(
             gpu.client(),
             CubeCount::Static(1, 1, 1),
             CubeDim::new_1d(1),
-            address,
-            word_arg(pointers, m + 1)?,
+            job.address,
+            words(pointers, m + 1)?,
             status.gpu_arg()?,
-            BufferArg::from_raw_parts(taken.clone(), 1),
+            BufferArg::from_raw_parts(job.taken.clone(), 1),
             m,
             count as u32,
         );
@@ -66,64 +65,92 @@ pub(super) fn spmv_csr(gpu: &Gpu, dims: Dims, inputs: &[&Tensor], outputs: &mut 
         short_rows::launch_unchecked(
             gpu.client(),
             gpu.cubes(m.div_ceil(UNITS / form.lanes)),
-            units,
-            address,
-            word_arg(pointers, m + 1)?,
-            word_arg(columns, count)?,
+            CubeDim::new_1d(UNITS as u32),
+            job.address,
+            words(pointers, m + 1)?,
+            words(columns, count)?,
             values.gpu_arg()?,
             x.gpu_arg()?,
             y.gpu_arg()?,
             status.gpu_arg()?,
-            BufferArg::from_raw_parts(taken.clone(), 1),
-            BufferArg::from_raw_parts(list.clone(), (2 * places).max(1)),
+            BufferArg::from_raw_parts(job.taken.clone(), 1),
+            BufferArg::from_raw_parts(job.list.clone(), (2 * places).max(1)),
             m,
             n as u32,
             count as u32,
-            places as u32,
-            form,
-            elems,
-        );
-        if places == 0 {
-            return Ok(());
-        }
-        let sums = gpu.alloc(places * crate::blocks::working(values.dtype()).size());
-        parts::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(places),
-            units,
-            address,
-            word_arg(pointers, m + 1)?,
-            word_arg(columns, count)?,
-            values.gpu_arg()?,
-            x.gpu_arg()?,
-            status.gpu_arg()?,
-            BufferArg::from_raw_parts(taken.clone(), 1),
-            BufferArg::from_raw_parts(list.clone(), 2 * places),
-            BufferArg::from_raw_parts(sums.clone(), places),
-            m,
-            n as u32,
-            count as u32,
-            places as u32,
-            form,
-            elems,
-        );
-        join::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(places),
-            units,
-            address,
-            word_arg(pointers, m + 1)?,
-            y.gpu_arg()?,
-            BufferArg::from_raw_parts(taken, 1),
-            BufferArg::from_raw_parts(list, 2 * places),
-            BufferArg::from_raw_parts(sums, places),
-            m,
             places as u32,
             form,
             elems,
         );
     }
-    Ok(())
+    if places == 0 { Ok(()) } else { job.long_rows([pointers, columns, values, x], y, status) }
+}
+
+/// An i32 or u32 tensor as words.
+fn words(tensor: &Tensor, length: usize) -> Result<BufferArg> {
+    // SAFETY: callers give the tensor's number of elements.
+    Ok(unsafe { BufferArg::from_raw_parts(tensor.gpu_handle()?, length) })
+}
+
+struct Job<'a> {
+    gpu: &'a Gpu,
+    dims: Dims,
+    form: Form,
+    /// Parts of long rows for which there is room.
+    places: usize,
+    address: AddressType,
+    elems: [ElemType; 2],
+    /// How many places are taken, and for each its row and which part of it.
+    taken: Handle,
+    list: Handle,
+}
+
+impl Job<'_> {
+    /// Rows that the first launch has put down.
+    fn long_rows(&self, inputs: [&Tensor; 4], y: &Tensor, status: &Tensor) -> Result<()> {
+        let Self { gpu, dims: Dims { m, n, count }, places, .. } = *self;
+        let [pointers, columns, values, x] = inputs;
+        let sums = gpu.alloc(places * crate::blocks::working(values.dtype()).size());
+        // SAFETY: as for the first launch.
+        unsafe {
+            parts::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(places),
+                CubeDim::new_1d(UNITS as u32),
+                self.address,
+                words(pointers, m + 1)?,
+                words(columns, count)?,
+                values.gpu_arg()?,
+                x.gpu_arg()?,
+                status.gpu_arg()?,
+                BufferArg::from_raw_parts(self.taken.clone(), 1),
+                BufferArg::from_raw_parts(self.list.clone(), 2 * places),
+                BufferArg::from_raw_parts(sums.clone(), places),
+                m,
+                n as u32,
+                count as u32,
+                places as u32,
+                self.form,
+                self.elems,
+            );
+            join::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(places),
+                CubeDim::new_1d(UNITS as u32),
+                self.address,
+                words(pointers, m + 1)?,
+                y.gpu_arg()?,
+                BufferArg::from_raw_parts(self.taken.clone(), 1),
+                BufferArg::from_raw_parts(self.list.clone(), 2 * places),
+                BufferArg::from_raw_parts(sums, places),
+                m,
+                places as u32,
+                self.form,
+                self.elems,
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Whether the first and the last pointer are what they must be; no places of the list are taken.

@@ -2,7 +2,7 @@
 
 mod api;
 mod cpu;
-mod gpu;
+pub(crate) mod gpu;
 pub(crate) mod reference;
 
 pub use api::*;

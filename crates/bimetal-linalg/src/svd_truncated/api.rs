@@ -17,7 +17,7 @@ pub struct SvdTruncatedParams {
     pub seed: u64,
     /// Random vectors that measure the error, 1 to 256: the more, the closer the bound.
     pub probes: usize,
-    /// Probability, for each matrix, with which the error may exceed its bound.
+    /// Probability, for each matrix, with which the error may exceed its bound: 10⁻³⁰ or more, and less than 1.
     pub failure: f64,
     /// A matrix that fails is an error, which waits for the device; otherwise the status alone tells of it.
     pub check_errors: bool,
@@ -93,7 +93,7 @@ pub fn svd_truncated(a: &Tensor, rank: usize) -> Result<SvdTruncated> {
 /// [`svd_truncated`] with another sketch, another bound, or without waiting for the device: see [`SvdTruncatedParams`].
 ///
 /// # Errors
-/// As [`svd_truncated`], probes not from 1 to 256, or a probability that is not between 0 and 1; no error for a matrix unless
+/// As [`svd_truncated`], probes not from 1 to 256, or a probability that is not from 10⁻³⁰ to below 1; no error for a matrix unless
 /// errors are checked.
 ///
 /// ```
@@ -166,7 +166,7 @@ mod tests {
             let params = SvdTruncatedParams { probes, ..auto };
             assert!(matches!(svd_truncated_with(&a, 1, params), Err(Error::Argument { argument: "probes", .. })));
         }
-        for failure in [0.0, 1.0, f64::NAN] {
+        for failure in [0.0, 1e-31, 1.0, f64::NAN] {
             let params = SvdTruncatedParams { failure, ..auto };
             assert!(matches!(svd_truncated_with(&a, 1, params), Err(Error::Argument { argument: "failure", .. })));
         }

@@ -9,7 +9,7 @@ pub(crate) mod reference;
 pub use api::{SvdTruncated, SvdTruncatedParams, svd_truncated, svd_truncated_into, svd_truncated_with};
 
 use crate::blocks::working;
-use crate::compose::{self, Batch, From};
+use crate::compose::{self, Batch, Source};
 use crate::lanes::DTYPES;
 use crate::{qr, system};
 use bimetal_core::op::{
@@ -27,6 +27,9 @@ const STREAMS: [u32; 2] = [0, 1];
 /// Most probes of the error: the kernel gives each a unit.
 const MOST_PROBES: usize = 256;
 
+/// The least probability of failure: f32 holds the factors that belong to it.
+const LEAST_FAILURE: f64 = 1e-30;
+
 struct Truncated;
 
 pub(crate) struct Decomposition {
@@ -43,10 +46,10 @@ pub(crate) struct Sketched {
     pub(crate) columns: usize,
 }
 
-/// An orthonormal basis of the columns of `y`; NaN for a matrix with NaN or infinity.
-fn basis(y: &Tensor) -> Result<Tensor> {
-    let [q, _, _] = compose::applied(&qr::reduced(), &[y])?;
-    Ok(q)
+/// An orthonormal basis of the columns of `y`, and `y` in it; NaN for a matrix with NaN or infinity.
+fn basis(y: &Tensor) -> Result<[Tensor; 2]> {
+    let [q, r, _] = compose::applied(&qr::reduced(), &[y])?;
+    Ok([q, r])
 }
 
 impl Decomposition {
@@ -59,16 +62,19 @@ impl Decomposition {
     pub(crate) fn sketched(&self, w: &Tensor, batch: &Batch, status: &mut Tensor) -> Result<Sketched> {
         let (dtype, columns) = (w.dtype(), self.columns(batch));
         let sketch = compose::random(w, [batch.n, columns], dtype, self.params.seed, STREAMS[0])?;
-        let mut q = basis(&compose::product(w, &sketch, [false, false])?)?;
+        let [mut q, _] = basis(&compose::product(w, &sketch, [false, false])?)?;
+        let [mut back, mut r] = basis(&compose::product(w, &q, [true, false])?)?;
         for _ in 0..self.params.power_iterations {
-            let back = basis(&compose::product(w, &q, [true, false])?)?;
-            q = basis(&compose::product(w, &back, [false, false])?)?;
+            [q, _] = basis(&compose::product(w, &back, [false, false])?)?;
+            [back, r] = basis(&compose::product(w, &q, [true, false])?)?;
         }
-        let [left, s, vh] = compose::svd(&compose::product(&q, w, [true, false])?, status)?;
-        let extents = [batch.count, columns, self.rank];
-        let first = From::all(&left, extents).strided([columns * columns, columns, 1]);
-        let first = first.made(&batch.with(&[columns, self.rank]), extents, dtype)?;
-        Ok(Sketched { u: compose::product(&q, &first, [false, false])?, s, vh, columns })
+        // Qᵀ·A is the transpose of `back·r`, and `r` is small.
+        let [right, s, left] = compose::svd(&r, status)?;
+        let extents = [batch.count, self.rank, columns];
+        let left = Source::all(&left, extents).strided([columns * columns, columns, 1]);
+        let left = left.made(&batch.with(&[self.rank, columns]), extents, dtype)?;
+        let u = compose::product(&q, &left, [false, true])?;
+        Ok(Sketched { u, s, vh: compose::product(&right, &back, [true, true])?, columns })
     }
 
     fn steps(&self, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
@@ -78,9 +84,9 @@ impl Decomposition {
         let w = compose::widened(a)?;
         let found = self.sketched(&w, &batch, status)?;
         let columns = found.columns;
-        From::all(&found.u, [count, m, k]).checked(status).copy(u, [count, m, k])?;
-        From::all(&found.s, [count, 1, k]).strided([columns, 0, 1]).checked(status).copy(s, [count, 1, k])?;
-        let rows = From::all(&found.vh, [count, k, n]).strided([columns * n, n, 1]);
+        Source::all(&found.u, [count, m, k]).checked(status).copy(u, [count, m, k])?;
+        Source::all(&found.s, [count, 1, k]).strided([columns, 0, 1]).checked(status).copy(s, [count, 1, k])?;
+        let rows = Source::all(&found.vh, [count, k, n]).strided([columns * n, n, 1]);
         rows.checked(status).copy(vh, [count, k, n])?;
         self.estimate(&w, &batch, [u, s, vh], error, status)
     }
@@ -100,7 +106,7 @@ impl Decomposition {
         let exact = compose::product(w, &omega, [false, false])?;
         let inner = compose::product(&vh, &omega, [false, false])?;
         let extents = [batch.count, k, probes];
-        let inner = From::all(&inner, extents).times(&s, [k, 1, 0]).made(&batch.with(&[k, probes]), extents, dtype)?;
+        let inner = Source::all(&inner, extents).times(&s, [k, 1, 0]).made(&batch.with(&[k, probes]), extents, dtype)?;
         let found = compose::product(&u, &inner, [false, false])?;
         let job = Probes {
             exact: &exact,
@@ -152,8 +158,8 @@ impl Op for Decomposition {
         if !(1..=MOST_PROBES).contains(&self.params.probes) {
             return Err(Error::argument(op, "probes", format!("1 to {MOST_PROBES}, got {}", self.params.probes)));
         }
-        if !(self.params.failure > 0.0 && self.params.failure < 1.0) {
-            let expected = format!("a probability between 0 and 1, got {}", self.params.failure);
+        if !(self.params.failure >= LEAST_FAILURE && self.params.failure < 1.0) {
+            let expected = format!("a probability from {LEAST_FAILURE} to below 1, got {}", self.params.failure);
             return Err(Error::argument(op, "failure", expected));
         }
         let spec = |last: &[usize], dtype| batch.spec(op, "a", last, dtype);
