@@ -181,6 +181,85 @@ pub(crate) fn svd(a: &Tensor, status: &mut Tensor) -> Result<[Tensor; 3]> {
     applied_with(&crate::svd::thin(), &[a], status)
 }
 
+/// A matrix by its singular values, and by QR before where it is at least twice as long as wide: `A = Q·U·Σ·Vᵀ`, or
+/// `Aᵀ = Q·U·Σ·Vᵀ`.
+pub(crate) struct Decomposed {
+    q: Option<Tensor>,
+    u: Tensor,
+    pub(crate) s: Tensor,
+    vh: Tensor,
+    /// It is the transpose that was decomposed.
+    swapped: bool,
+}
+
+impl Decomposed {
+    /// Decomposes matrices in the dtype of the computation.
+    pub(crate) fn of(w: &Tensor, batch: &Batch, status: &mut Tensor) -> Result<Self> {
+        let Batch { count, m, n, .. } = *batch;
+        let swapped = n >= 2 * m;
+        if m * n == 0 || (m < 2 * n && !swapped) {
+            let [u, s, vh] = svd(w, status)?;
+            return Ok(Self { q: None, u, s, vh, swapped: false });
+        }
+        let turned = if swapped {
+            let extents = [count, n, m];
+            Source::all(w, extents).strided([m * n, 1, n]).made(&batch.with(&[n, m]), extents, w.dtype())?
+        } else {
+            w.clone()
+        };
+        let [q, r, _] = applied(&crate::qr::reduced(), &[&turned])?;
+        let [u, s, vh] = svd(&r, status)?;
+        Ok(Self { q: Some(q), u, s, vh, swapped })
+    }
+
+    /// `V·diag(w)·Uᵀ·B` for `w` of `[batch, k]`, with `V` and `U` of the matrix itself.
+    pub(crate) fn solve(&self, w: &Tensor, right: &Tensor, batch: &Batch, p: usize) -> Result<Tensor> {
+        let k = batch.k();
+        let scaled = |x: &Tensor| {
+            Source::all(x, [batch.count, k, p]).times(w, [k, 1, 0]).made(
+                &batch.with(&[k, p]),
+                [batch.count, k, p],
+                w.dtype(),
+            )
+        };
+        match (&self.q, self.swapped) {
+            (Some(q), true) => {
+                let inner = scaled(&product(&self.vh, right, [false, false])?)?;
+                product(q, &product(&self.u, &inner, [false, false])?, [false, false])
+            }
+            (Some(q), false) => {
+                let inner = product(q, right, [true, false])?;
+                product(&self.vh, &scaled(&product(&self.u, &inner, [true, false])?)?, [true, false])
+            }
+            (None, _) => product(&self.vh, &scaled(&product(&self.u, right, [true, false])?)?, [true, false]),
+        }
+    }
+
+    /// `V·diag(w)·Uᵀ` for `w` of `[batch, k]`, into a tensor of the dtype of the computation.
+    pub(crate) fn inverse(&self, w: &Tensor, batch: &Batch, out: &mut Tensor) -> Result<()> {
+        let Batch { count, m, n, .. } = *batch;
+        let (k, dtype) = (batch.k(), w.dtype());
+        // The right vectors of what was decomposed, and the left ones: one of them is scaled, the smaller.
+        let [rows, columns] = if self.q.is_some() { [k, k] } else { [m, n] };
+        let (left, right);
+        let [u, vh] = if rows < columns {
+            let extents = [count, rows, k];
+            left = Source::all(&self.u, extents).times(w, [k, 0, 1]).made(&batch.with(&[rows, k]), extents, dtype)?;
+            [&left, &self.vh]
+        } else {
+            let extents = [count, k, columns];
+            right =
+                Source::all(&self.vh, extents).times(w, [k, 1, 0]).made(&batch.with(&[k, columns]), extents, dtype)?;
+            [&self.u, &right]
+        };
+        match (&self.q, self.swapped) {
+            (Some(q), true) => product_into(q, &product(u, vh, [false, false])?, [false, false], out),
+            (Some(q), false) => product_into(&product(vh, u, [true, true])?, q, [false, true], out),
+            (None, _) => product_into(vh, u, [true, true], out),
+        }
+    }
+}
+
 /// Singular values up to this part of the largest one count as zero.
 pub(crate) fn cutoff(rcond: Option<f64>, m: usize, n: usize, dtype: DType) -> f64 {
     rcond.unwrap_or_else(|| m.max(n) as f64 * working(dtype).epsilon())

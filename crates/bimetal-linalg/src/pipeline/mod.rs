@@ -204,7 +204,7 @@ fn cases() -> Vec<Case> {
         (QrThreeTimes, &[200, 32, 32]),
         (QrThreeTimes, &[1024, 256]),
         (SvdTruncateReconstruct(16), &[50, 128, 64]),
-        (SvdTruncateReconstruct(32), &[512, 512]),
+        (SvdTruncateReconstruct(32), &[256, 256]),
         (QrMatmul, &[1000, 16, 16]),
         (ProductEighProduct, &[100, 64, 64]),
     ];

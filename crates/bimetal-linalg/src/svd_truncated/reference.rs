@@ -5,7 +5,7 @@ use super::Decomposition;
 use crate::blocks::working;
 use crate::ratio::{extents, orthogonality, product, transposed, worst};
 use crate::status::NOT_FINITE;
-use crate::svd::reference::singular_values;
+use crate::svd::reference::{JUDGED, largest_value, singular_values, times, transposed_times};
 use bimetal_core::op::{Property, Values};
 
 /// LAPACK's bound.
@@ -16,6 +16,45 @@ const ALLOWED: f64 = 35.0;
 pub(crate) fn allowance(rank: usize, [m, n]: [usize; 2], power_iterations: usize) -> f64 {
     let sketch = 1.0 + 4.0 * (2.0 * m.min(n) as f64 / rank.saturating_sub(1).max(1) as f64).sqrt();
     1.0 + sketch.powf(1.0 / (2 * power_iterations + 1) as f64)
+}
+
+/// What an approximation leaves: its spectral and Frobenius norm, the largest singular value of the matrix, and the first
+/// that is left out.
+struct Left {
+    difference: f64,
+    frobenius: f64,
+    largest: f64,
+    best: f64,
+}
+
+/// By all singular values; for large matrices by power iteration, and with the mean of the values that are left out, which is
+/// below the first of them.
+fn left_over(a: &[f64], [u, s, vh]: [&[f64]; 3], [m, n]: [usize; 2]) -> Left {
+    let k = s.len();
+    let squares = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
+    if m.min(n) > JUDGED {
+        let error = |x: &[f64]| -> Vec<f64> {
+            let inner: Vec<f64> = times(vh, n, x).iter().zip(s).map(|(x, s)| x * s).collect();
+            times(a, n, x).iter().enumerate().map(|(i, y)| y - u[i * k..][..k].iter().zip(&inner).map(|(u, x)| u * x).sum::<f64>()).collect()
+        };
+        let back = |y: &[f64]| -> Vec<f64> {
+            let inner: Vec<f64> = transposed_times(u, k, y).iter().zip(s).map(|(x, s)| x * s).collect();
+            transposed_times(a, n, y).iter().zip(transposed_times(vh, n, &inner)).map(|(x, v)| x - v).collect()
+        };
+        let frobenius = (squares(a) - squares(s)).max(0.0).sqrt();
+        let best = frobenius / ((m.min(n) - k).max(1) as f64).sqrt();
+        let largest = largest_value(n, |x| times(a, n, x), |y| transposed_times(a, n, y));
+        return Left { difference: largest_value(n, error, back), frobenius, largest, best };
+    }
+    let scaled: Vec<f64> = (0..m * k).map(|e| u[e] * s[e % k]).collect();
+    let mut left = product(&scaled, vh, [m, k, n], &(0..n).collect::<Vec<_>>());
+    left.iter_mut().zip(a).for_each(|(left, a)| *left -= a);
+    let [exact, errors] = [a, &left].map(|x| singular_values(x, m, n));
+    let first = |values: &[f64], i: usize| values.get(i).copied().unwrap_or(0.0);
+    let largest = first(&exact, 0);
+    let unit = errors.iter().fold(f64::MIN_POSITIVE, |most, x| most.max(*x));
+    let frobenius = unit * errors.iter().map(|x| (x / unit).powi(2)).sum::<f64>().sqrt();
+    Left { difference: first(&errors, 0), frobenius, largest, best: first(&exact, k) }
 }
 
 pub(super) fn properties(op: &Decomposition, inputs: &[Values], outputs: &[Values]) -> Vec<Property> {
@@ -39,20 +78,13 @@ pub(super) fn properties(op: &Decomposition, inputs: &[Values], outputs: &[Value
             let right = orthogonality(&transposed(vh, k, n), [n, k], dtype);
             found[0].push((i, orthogonality(u, [m, k], dtype).max(right)));
         }
-        let scaled: Vec<f64> = (0..m * k).map(|e| u[e] * s[e % k]).collect();
-        let mut left = product(&scaled, vh, [m, k, n], &(0..n).collect::<Vec<_>>());
-        left.iter_mut().zip(a).for_each(|(left, a)| *left -= a);
-        let exact = singular_values(a, m, n);
-        let difference = singular_values(&left, m, n).first().copied().unwrap_or(0.0);
-        let largest = exact.first().copied().unwrap_or(0.0);
+        let Left { difference, frobenius, largest, best } = left_over(a, [u, s, vh], [m, n]);
         let floor = dtype.min_positive() / dtype.epsilon();
         let unit = m.max(n).max(1) as f64 * largest.max(floor) * dtype.epsilon();
-        let best = exact.get(k).copied().unwrap_or(0.0);
         let allowed = allowance(k, [m, n], op.params.power_iterations) * best;
         found[1].push((i, (difference - allowed).max(0.0) / unit));
         // The bound holds, and is no worse than its probes: a Frobenius norm instead of the spectral one.
         found[2].push((i, if error * (1.0 + 1e-6) + dtype.min_positive() >= difference { 0.0 } else { f64::INFINITY }));
-        let frobenius = left.iter().map(|x| (x / largest.max(floor)).powi(2)).sum::<f64>().sqrt() * largest.max(floor);
         let noise = m.max(n).max(1) as f64 * working(dtype).epsilon() * largest.max(floor);
         found[3].push((i, error / (op.params.factor() * (frobenius + noise).max(f64::MIN_POSITIVE))));
     }
