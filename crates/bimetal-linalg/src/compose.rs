@@ -212,6 +212,14 @@ impl Decomposed {
         Ok(Self { q: Some(q), u, s, vh, swapped })
     }
 
+    /// The right singular vectors as rows.
+    pub(crate) fn right_vectors(self) -> Result<Tensor> {
+        match (self.q, self.swapped) {
+            (Some(q), true) => product(&self.u, &q, [true, true]),
+            _ => Ok(self.vh),
+        }
+    }
+
     /// `V·diag(w)·Uᵀ·B` for `w` of `[batch, k]`, with `V` and `U` of the matrix itself.
     pub(crate) fn solve(&self, w: &Tensor, right: &Tensor, batch: &Batch, p: usize) -> Result<Tensor> {
         let k = batch.k();

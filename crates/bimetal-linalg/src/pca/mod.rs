@@ -8,7 +8,7 @@ mod reference;
 
 pub use api::{Pca, PcaMethod, PcaParams, pca, pca_into, pca_with};
 
-use crate::compose::{self, Batch, Source};
+use crate::compose::{self, Batch, Decomposed, Source};
 use crate::lanes::DTYPES;
 use crate::svd_truncated::{self, SvdTruncatedParams};
 use crate::{norms, system};
@@ -64,8 +64,8 @@ impl Analysis {
                 (found.s, found.vh, found.columns)
             }
             None => {
-                let [_, s, vh] = compose::svd(&centred, status)?;
-                (s, vh, batch.k())
+                let found = Decomposed::of(&centred, &batch, status)?;
+                (found.s.clone(), found.right_vectors()?, batch.k())
             }
         };
         let [total] = compose::applied(&norms::Kind::FrobeniusNorm, &[&centred])?;

@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Sums beside each other.
 const LANES: usize = 16;
+/// Rows of fewer elements have fewer sums.
+const SHORT: usize = 64;
 /// Elements that are added up in the dtype of the computation before they go to a sum in f64.
 const PART: usize = 1024;
 /// Elements, and a few for each row, that a thread takes at least.
-const GRAIN: usize = 1 << 14;
+const GRAIN: usize = 1 << 13;
 
 pub(super) fn spmv_csr(dims: Dims, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
     let [y, status] = outputs else { unreachable!("two outputs") };
@@ -100,15 +102,28 @@ impl<T: Entry> Kernel for Rows<'_, T> {
     }
 }
 
+/// The sum of a short row, four elements at a time; none if a column does not exist.
+#[inline(always)]
+fn short_sum<T: Entry>(columns: &[u32], values: &[T], x: &[T]) -> Option<T::Real> {
+    let mut sums = [T::Real::default(); 4];
+    let (column_groups, value_groups) = (columns.chunks_exact(4), values.chunks_exact(4));
+    let rest = column_groups.remainder().iter().zip(value_groups.remainder());
+    for (columns, values) in column_groups.zip(value_groups) {
+        for lane in 0..4 {
+            sums[lane] = sums[lane] + values[lane].real() * x.get(columns[lane] as usize)?.real();
+        }
+    }
+    for (lane, (column, value)) in rest.enumerate() {
+        sums[lane] = sums[lane] + value.real() * x.get(*column as usize)?.real();
+    }
+    Some((sums[0] + sums[1]) + (sums[2] + sums[3]))
+}
+
 /// The sum of a row; none if a column does not exist.
 #[inline(always)]
 fn sum<T: Entry>(columns: &[u32], values: &[T], x: &[T]) -> Option<T::Real> {
-    if columns.len() < LANES {
-        let mut total = T::Real::default();
-        for (column, value) in columns.iter().zip(values) {
-            total = total + value.real() * x.get(*column as usize)?.real();
-        }
-        return Some(total);
+    if columns.len() < SHORT {
+        return short_sum(columns, values, x);
     }
     let mut total = 0.0;
     for (columns, values) in columns.chunks(PART).zip(values.chunks(PART)) {
