@@ -4,8 +4,11 @@ use crate::{DType, Device, Error, Gpu, Result, Shape, Spec, Tensor};
 use arrayvec::ArrayVec;
 use std::borrow::Cow;
 
-/// Output specs; no operation has more than four outputs.
-pub type Specs = ArrayVec<Spec, 4>;
+/// No operation has more outputs than this.
+pub const MOST_OUTPUTS: usize = 6;
+
+/// Output specs.
+pub type Specs = ArrayVec<Spec, MOST_OUTPUTS>;
 
 /// Fewest bytes that must move through memory, and floating-point operations, of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -177,6 +180,14 @@ pub enum Fill {
     Constant(f64),
     /// Matrices in the last two axes, with this structure and these singular or eigenvalues.
     Matrices(Structure, Spectrum),
+    /// Integers that do not fall, from 0 to `last`: the row pointers of a sparse matrix. Steps are equal but for one, or else
+    /// half of all is one step, many are 0, and the others differ by powers of ten.
+    Offsets {
+        /// The last of them.
+        last: usize,
+        /// Whether the steps are equal.
+        even: bool,
+    },
 }
 
 /// What kind of matrices a fill makes.
@@ -374,16 +385,16 @@ fn accept(op: &dyn Op, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Resul
 ///
 /// # Errors
 /// As [`run_into`].
-pub fn run(op: &dyn Op, inputs: &[&Tensor]) -> Result<ArrayVec<Tensor, 4>> {
+pub fn run(op: &dyn Op, inputs: &[&Tensor]) -> Result<ArrayVec<Tensor, MOST_OUTPUTS>> {
     let specs = specs(op, inputs)?;
     let expected = op.outputs(&specs)?;
     let device = inputs.first().map_or(Device::Cpu, |t| t.device());
-    let mut made = ArrayVec::<Tensor, 4>::new();
+    let mut made = ArrayVec::<Tensor, MOST_OUTPUTS>::new();
     for spec in expected {
         made.push(Tensor::empty_on(spec, device)?);
     }
     {
-        let mut outputs: ArrayVec<&mut Tensor, 4> = made.iter_mut().collect();
+        let mut outputs: ArrayVec<&mut Tensor, MOST_OUTPUTS> = made.iter_mut().collect();
         run_into(op, inputs, &mut outputs)?;
     }
     Ok(made)

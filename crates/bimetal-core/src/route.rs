@@ -5,7 +5,7 @@
 
 use crate::calibrate::{Calibration, Rates, Record};
 use crate::cpu::parallel;
-use crate::op::{Cost, Op};
+use crate::op::{Cost, MOST_OUTPUTS, Op};
 use crate::{Device, Gpu, Result, Spec, Tensor, gpu};
 use arrayvec::ArrayVec;
 use std::sync::OnceLock;
@@ -163,8 +163,12 @@ fn run_there(op: &dyn Op, device: Device, inputs: &[&Tensor], outputs: &mut [&mu
     }
     let moved = inputs.iter().map(|t| t.to_device(device)).collect::<Result<ArrayVec<Tensor, 8>>>()?;
     let made = outputs.iter().map(|t| Tensor::empty_on(t.spec().clone(), device));
-    let mut made = made.collect::<Result<ArrayVec<Tensor, 4>>>()?;
-    op.gpu(gpu, &moved.iter().collect::<ArrayVec<_, 8>>(), &mut made.iter_mut().collect::<ArrayVec<_, 4>>())?;
+    let mut made = made.collect::<Result<ArrayVec<Tensor, MOST_OUTPUTS>>>()?;
+    op.gpu(
+        gpu,
+        &moved.iter().collect::<ArrayVec<_, 8>>(),
+        &mut made.iter_mut().collect::<ArrayVec<_, MOST_OUTPUTS>>(),
+    )?;
     for (output, made) in outputs.iter_mut().zip(&made) {
         gpu.read(made.gpu_handle()?, output.host_bytes_mut()?)?;
     }

@@ -65,6 +65,9 @@ pub fn fill(spec: &Spec, fill: Fill, seed: u64) -> Result<Tensor> {
     if let Fill::Matrices(structure, spectrum) = fill {
         return matrices::fill(spec, structure, spectrum, seed);
     }
+    if let Fill::Offsets { last, even } = fill {
+        return Tensor::from_f64(&offsets(spec.numel(), last, even, seed), spec.shape.dims(), spec.dtype);
+    }
     let mut tensor = Tensor::empty(spec.shape.dims(), spec.dtype)?;
     each_dtype!(spec.dtype, T => {
         parallel::units_mut(tensor.as_mut_slice::<T>()?, CHUNK, 1, |first, part| {
@@ -74,6 +77,24 @@ pub fn fill(spec: &Spec, fill: Fill, seed: u64) -> Result<Tensor> {
         });
     });
     Ok(tensor)
+}
+
+fn offsets(count: usize, last: usize, even: bool, seed: u64) -> Vec<f64> {
+    let (steps, last) = (count.saturating_sub(1).max(1) as f64, last as f64);
+    let mut random = Random::new(seed);
+    let mut made: Vec<f64> = (0..count)
+        .map(|i| {
+            let (half, part) = (0.75 * (random.bits() & 1) as f64, random.uniform().powi(4));
+            if even { (last * i as f64 / steps).floor() } else { (last * (half + 0.25 * part)).floor() }
+        })
+        .collect();
+    made.sort_by(f64::total_cmp);
+    if let [first, .., end] = &mut made[..] {
+        (*first, *end) = (0.0, last);
+    } else {
+        made.fill(0.0);
+    }
+    made
 }
 
 fn fill_chunk<T: Scalar>(chunk: &mut [T], fill: Fill, seed: u64, index: usize) {
@@ -109,7 +130,7 @@ fn fill_chunk<T: Scalar>(chunk: &mut [T], fill: Fill, seed: u64, index: usize) {
             Fill::Specials if i % 3 == 0 => special[(i / 3) % special.len()],
             Fill::Specials => 4.0 * random.normal(),
             Fill::Constant(value) => value,
-            Fill::Matrices(..) => unreachable!("matrices are filled whole"),
+            Fill::Matrices(..) | Fill::Offsets { .. } => unreachable!("these are filled whole"),
         });
     }
 }

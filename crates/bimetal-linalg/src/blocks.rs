@@ -7,6 +7,7 @@
 mod kernels;
 
 use self::kernels::{copy_in, copy_out, judge, solve_vectors, update_tiles};
+use bimetal_core::gpu::counted;
 use bimetal_core::gpu::kernel::address_type;
 use bimetal_core::{DType, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
@@ -73,6 +74,11 @@ pub(crate) fn not_finite<A: Float>(x: A, #[comptime] double: bool) -> bool {
         }
     }
     (u32::reinterpret(f32::cast_from(small)) & 0x7fff_ffffu32) >= 0x7f80_0000u32
+}
+
+/// Bytes of [`Work::copied`] for `count` matrices of `size` elements.
+pub(crate) fn copied_bytes(dtype: DType, count: usize, size: usize) -> usize {
+    counted(count * size * working(dtype).size()) + counted(count * size.div_ceil(CHUNK) * 4)
 }
 
 impl<'a> Work<'a> {

@@ -115,7 +115,7 @@ impl<'a> Runner<'a> {
             self.next = (at + 1) % self.sets.len();
             let set = &mut self.sets[at];
             let inputs: ArrayVec<&Tensor, 8> = set.inputs.iter().collect();
-            let mut outputs: ArrayVec<&mut Tensor, 4> = set.outputs.iter_mut().collect();
+            let mut outputs: ArrayVec<&mut Tensor, { op::MOST_OUTPUTS }> = set.outputs.iter_mut().collect();
             op::run_here(self.op, &inputs, &mut outputs)?;
         }
         if let Some(gpu) = self.gpu {

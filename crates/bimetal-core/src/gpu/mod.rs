@@ -21,11 +21,28 @@ use cubecl::ir::features::TypeUsage;
 use cubecl::ir::{ElemType, FloatKind, IntKind, UIntKind};
 use cubecl::prelude::CubeCount;
 use cubecl::server::Handle;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 /// Every allocation is a multiple of this many bytes, so that a kernel may touch the whole of its last vector.
 const PADDING: usize = 256;
+
+thread_local! {
+    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What a buffer of `bytes` counts in [`allocated`] and in the functions that foretell it: its length with padding, and
+/// nothing for the smallest ones, which stand for a flag or for an argument that is not read.
+pub fn counted(bytes: usize) -> usize {
+    let padded = bytes.next_multiple_of(PADDING);
+    if padded > PADDING { padded } else { 0 }
+}
+
+/// Bytes of uninitialised buffers that this thread has asked GPUs for so far, each as [`counted`].
+pub fn allocated() -> usize {
+    ALLOCATED.get()
+}
 
 /// A GPU's client, and the properties that launches depend on.
 pub struct Gpu {
@@ -137,6 +154,7 @@ impl Gpu {
 
     /// An uninitialised buffer of at least `bytes`.
     pub fn alloc(&self, bytes: usize) -> Handle {
+        ALLOCATED.set(ALLOCATED.get() + counted(bytes));
         self.client.empty(bytes.max(1).next_multiple_of(PADDING))
     }
 

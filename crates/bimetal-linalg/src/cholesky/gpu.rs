@@ -3,7 +3,7 @@
 
 mod rows;
 
-use crate::blocks::{BLOCK, Place, Work, elems, not_finite, working};
+use crate::blocks::{BLOCK, Place, Work, copied_bytes, elems, not_finite, working};
 use crate::small::{Form, fits, substitute};
 use crate::system::System;
 use bimetal_core::gpu::kernel::address_type;
@@ -55,6 +55,12 @@ pub(super) fn cholesky(
         );
     }
     Ok(())
+}
+
+/// Bytes that [`cholesky`] allocates beside inputs and outputs.
+pub(crate) fn scratch(gpu: &Gpu, [count, n]: [usize; 2], dtype: DType) -> usize {
+    let in_one_launch = crate::rows::fit(gpu, n) || fits(gpu, working(dtype), n, 0).is_some();
+    if count == 0 || in_one_launch { 0 } else { copied_bytes(dtype, count, n * n) }
 }
 
 /// Right-looking Cholesky in shared memory with one barrier for each column: a column is divided by its root at the end.

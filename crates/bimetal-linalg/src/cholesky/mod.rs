@@ -1,7 +1,7 @@
 //! Cholesky: `A = L·Lᵀ` of symmetric positive definite matrices, and solving with the factor.
 
 mod cpu;
-mod gpu;
+pub(crate) mod gpu;
 pub(crate) mod reference;
 
 use crate::lanes::DTYPES;

@@ -1,7 +1,7 @@
 //! Eigenvalues and eigenvectors of symmetric matrices: `A = V·Λ·Vᵀ`, ascending, alone or in batches.
 
 mod cpu;
-mod gpu;
+pub(crate) mod gpu;
 mod reference;
 
 use crate::ratio::{compared_columns, extents, orthogonality, product, reconstruction, transposed, worst};
@@ -68,6 +68,11 @@ pub struct Eigvalsh {
 struct Decomposition {
     kind: Kind,
     upper: bool,
+}
+
+/// The operation of [`eigh`].
+pub(crate) fn lower() -> impl Op {
+    Decomposition { kind: Kind::Eigh, upper: false }
 }
 
 /// Eigenvalues and eigenvectors of symmetric matrices `[…, n, n]`, whose lower triangle is read (LAPACK's `syevd`).

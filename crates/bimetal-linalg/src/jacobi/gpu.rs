@@ -2,6 +2,7 @@
 
 mod blocks;
 mod complete;
+mod plan;
 mod rounds;
 mod step;
 mod whole;
@@ -12,41 +13,10 @@ use bimetal_core::{DType, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use plan::{Extents, PARAMS, WholePlan};
 use rounds::{Columns, Rotations};
-use step::Lanes;
+use std::ops::Deref;
 use whole::Form;
-
-/// Tunables.
-struct Params {
-    /// Units of a cube at most.
-    units: usize,
-    /// Units that share a pair of columns, at least: few, because each of them computes the rotation.
-    lanes: usize,
-    /// Elements of a column in the registers of a unit before more units share it; twice as many at most.
-    kept: usize,
-    /// Columns of a block where the memory of a cube allows.
-    block: usize,
-    /// Columns of a block at least, when smaller blocks give more processors something to do.
-    least_block: usize,
-    /// Sweeps at most in one launch.
-    sweeps: usize,
-    /// Sweeps at most when every round is a launch; twice as many in f64, where noise beside exact zeros takes 20 to 40.
-    launched_sweeps: usize,
-    /// A matrix that fits in a cube is nevertheless shared by several cubes from this many columns on, if the batch leaves
-    /// most processors idle.
-    shared_from: usize,
-}
-
-const PARAMS: Params = Params {
-    units: 1024,
-    lanes: 8,
-    kept: 16,
-    block: 16,
-    least_block: 8,
-    sweeps: 40,
-    launched_sweeps: 20,
-    shared_from: 160,
-};
 
 /// What to compute.
 #[derive(Clone, Copy)]
@@ -88,18 +58,13 @@ pub(crate) fn decompose(gpu: &Gpu, request: Request, a: &Tensor, targets: &Targe
     let form = Form { symmetric: request.symmetric, upper: request.upper, vectors: request.vectors, wide };
     let dummy = gpu.alloc(4);
     let job = Job {
-        gpu,
+        extents: Extents { gpu, batch, rows, cols, carries, size: compute.size() },
         request,
         form,
         a,
         targets,
-        batch,
-        rows,
-        cols,
-        carries,
         swapped,
         elems: [gpu.elem(a.dtype())?, gpu.elem(compute)?],
-        size: compute.size(),
         tolerance: tolerance(rows, compute.epsilon()) as f32,
         negligible: if wide { 1e-36 } else { 1e-29 },
         good: gpu.alloc(batch * 4),
@@ -112,21 +77,22 @@ pub(crate) fn decompose(gpu: &Gpu, request: Request, a: &Tensor, targets: &Targe
     if carries { job.complete() } else { Ok(()) }
 }
 
+/// Bytes that [`decompose`] allocates beside inputs and outputs for so many matrices `[m, n]`, with `total` left or right
+/// vectors, whichever are longer.
+pub(crate) fn scratch(gpu: &Gpu, request: Request, [batch, m, n]: [usize; 3], dtype: DType, total: usize) -> usize {
+    let size = if dtype == DType::F64 { 8 } else { 4 };
+    let carries = request.vectors && !request.symmetric;
+    Extents { gpu, batch, rows: m.max(n), cols: m.min(n), carries, size }.scratch(total)
+}
+
 struct Job<'a> {
-    gpu: &'a Gpu,
+    extents: Extents<'a>,
     request: Request,
     form: Form,
     a: &'a Tensor,
     targets: &'a Targets<'a>,
-    batch: usize,
-    rows: usize,
-    cols: usize,
-    /// Rotations are applied to an identity below each matrix.
-    carries: bool,
     swapped: bool,
     elems: [ElemType; 2],
-    /// Bytes of an element of the computation.
-    size: usize,
     tolerance: f32,
     negligible: f32,
     /// How many columns of each matrix have a length.
@@ -134,76 +100,15 @@ struct Job<'a> {
     dummy: Handle,
 }
 
-/// How the units of a cube share pairs of columns, and how columns are laid out for them.
-#[derive(Clone, Copy)]
-struct Division {
-    units: usize,
-    /// Planes that share a pair.
-    team: usize,
-    lanes: Lanes,
-    /// Where the elements that are only rotated begin.
-    below: usize,
-    /// Elements from one column to the next.
-    height: usize,
-    slots: usize,
-}
+impl<'a> Deref for Job<'a> {
+    type Target = Extents<'a>;
 
-/// A launch with a cube for each matrix.
-struct WholePlan {
-    division: Division,
-    elements: usize,
-    most_cols: usize,
-}
-
-/// The next power of two, or three quarters of it: few sizes of shared memory, so that few kernels are compiled.
-fn rounded(n: usize) -> usize {
-    let power = n.next_power_of_two().max(1024);
-    if power / 4 * 3 >= n { power / 4 * 3 } else { power }
+    fn deref(&self) -> &Extents<'a> {
+        &self.extents
+    }
 }
 
 impl Job<'_> {
-    /// Teams for `pairs` pairs of columns at a time.
-    fn division(&self, pairs: usize) -> Division {
-        let (least, plane) = (self.gpu.plane.0 as usize, self.gpu.plane.1 as usize);
-        let most = PARAMS.units.min(self.gpu.max_units as usize).max(plane);
-        let pairs = pairs.max(1);
-        let mut lanes = PARAMS.lanes.min(least);
-        while self.rows > PARAMS.kept * lanes && 2 * lanes <= least.min(32) {
-            lanes *= 2;
-        }
-        // Several planes for a pair of long columns, as far as there are units.
-        let mut team = 1;
-        while lanes == plane && self.rows > PARAMS.kept * lanes * team && 2 * team * pairs * plane <= most {
-            team *= 2;
-        }
-        let kept = self.rows.div_ceil(lanes * team);
-        let kept = if kept <= 2 * PARAMS.kept { kept } else { 0 };
-        let below = if kept > 0 { kept * lanes * team } else { self.rows };
-        let tail = if self.carries { self.cols } else { 0 };
-        let tail_kept = if kept > 0 { tail.div_ceil(lanes * team) } else { 0 };
-        let height = if kept > 0 { below + tail_kept * lanes * team } else { below + tail };
-        // Teams side by side in a plane, which take neighbouring columns, hit different banks.
-        let height = if lanes < 32 { height + (32 + lanes - height % 32) % 32 } else { height | 1 };
-        let units = (pairs * team * lanes).next_multiple_of(plane).min(most / plane * plane).max(plane);
-        let slots = units.div_ceil(least) * 3;
-        let lanes = Lanes { lanes: lanes as u32, kept: kept as u32, tail: tail_kept as u32, joined: team > 1 };
-        Division { units, team, lanes, below, height, slots }
-    }
-
-    /// How one cube takes a whole matrix, if its memory is large enough and there is work for most processors.
-    fn whole_plan(&self) -> Option<WholePlan> {
-        let division = self.division(self.cols.div_ceil(2));
-        let needed = self.cols * division.height;
-        let most_cols = self.cols.next_multiple_of(32).max(32);
-        let fixed = most_cols * (self.size + 4) + division.slots * self.size;
-        let room = self.gpu.shared_memory.saturating_sub(fixed) / self.size;
-        let idle = 2 * self.batch < self.gpu.processors as usize;
-        if needed > room || (idle && self.cols >= PARAMS.shared_from) {
-            return None;
-        }
-        Some(WholePlan { division, elements: rounded(needed).min(room), most_cols })
-    }
-
     fn address(&self) -> AddressType {
         // Columns with the zeros at their ends are at most twice as long.
         let extents = [self.a.numel(), 4 * self.batch * self.rows * self.cols, self.full_numel()];
@@ -278,9 +183,7 @@ impl Job<'_> {
         let (gpu, batch, sweeps) = (self.gpu, self.batch, self.launched_sweeps());
         let block = self.block_width();
         let division = self.division(block.unwrap_or(1));
-        // Without blocks, columns have no zeros at their ends.
-        let tail = if self.carries { self.cols } else { 0 };
-        let (below, height) = block.map_or((self.rows, self.rows + tail), |_| (division.below, division.height));
+        let [below, height] = self.heights(block);
         let elements = batch * height * self.cols;
         let w = gpu.alloc(elements * self.size);
         let marks = gpu.alloc(batch * 2 * self.size);
@@ -330,30 +233,6 @@ impl Job<'_> {
             None => rotations.of_pairs(),
         }
         self.results(&w, [below, height], &marks, &flags)
-    }
-
-    fn launched_sweeps(&self) -> usize {
-        PARAMS.launched_sweeps * if self.form.wide { 2 } else { 1 }
-    }
-
-    /// Columns of a block, two of which a cube can hold.
-    fn block_width(&self) -> Option<usize> {
-        let mut block = PARAMS.block;
-        let cubes = |block: usize| self.batch * self.cols.div_ceil(block) / 2;
-        while self.cols >= 1024 && block > PARAMS.least_block && 5 * cubes(block) < 2 * self.gpu.processors as usize {
-            block /= 2;
-        }
-        loop {
-            let division = self.division(block);
-            let elements = 2 * block * division.height + division.slots;
-            if elements * self.size <= self.gpu.shared_memory {
-                return Some(block);
-            }
-            if block == 1 {
-                return None;
-            }
-            block /= 2;
-        }
     }
 
     /// Values in order, and the vectors that belong to them.

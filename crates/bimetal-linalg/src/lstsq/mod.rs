@@ -1,8 +1,12 @@
-//! Least squares: the `x` that minimises `‖A·x − b‖₂`, and of those the shortest, by QR; for matrices of full rank.
+//! Least squares: the `x` that minimises `‖A·x − b‖₂`, and of those the shortest, by QR for matrices of full rank, or by
+//! singular values for any.
 
 mod cpu;
 mod gpu;
 mod reference;
+mod shortest;
+
+pub use shortest::{LeastSquares, LstsqMethod, LstsqParams, lstsq_with, lstsq_with_into};
 
 use crate::status;
 use bimetal_core::op::{
@@ -41,7 +45,8 @@ fn rank_tolerance(m: usize, n: usize, dtype: DType) -> f64 {
 /// # Errors
 /// Extents or dtypes that do not go together; [`Problem::NotFinite`] for the first matrix with NaN or infinity;
 /// [`Problem::Singular`] for the first whose rank is not full: where a diagonal element of R (of `aᵀ` for `m < n`) is not
-/// above `max(m, n)·ε` times the largest element of its column. Such systems have no stable solution by QR.
+/// above `max(m, n)·ε` times the largest element of its column. Such systems have no stable solution by QR;
+/// [`lstsq_with`] gives their shortest one by singular values.
 ///
 /// ```
 /// # use bimetal_linalg::lstsq;
@@ -114,30 +119,35 @@ fn dims(a: &Shape, b: &Shape) -> Result<(Dims, bool)> {
     }
 }
 
+/// The specs of solutions and statuses for inputs that go together.
+fn solution_and_status(inputs: &[&Spec]) -> Result<[Spec; 2]> {
+    let op = Lstsq.name();
+    let [a, b] = inputs else {
+        return Err(Error::argument(op, "inputs", format!("2 tensors, got {}", inputs.len())));
+    };
+    if !crate::qr::FLOATS.contains(&a.dtype) {
+        return Err(Error::dtype(op, "a", a.dtype, &crate::qr::FLOATS));
+    }
+    if b.dtype != a.dtype {
+        return Err(Error::dtype(op, "b", b.dtype, &[a.dtype]));
+    }
+    let (Dims { n, p, .. }, vectors) = dims(&a.shape, &b.shape)?;
+    let leading = &a.shape.dims()[..a.shape.rank() - 2];
+    let extents: &[usize] = if vectors { &[n] } else { &[n, p] };
+    let x = Shape::new(&[leading, extents].concat()).map_err(|_| {
+        let expected = format!("solutions that fit in memory, got {} for {}", b.shape, a.shape);
+        Error::argument(op, "b", expected)
+    })?;
+    Ok([Spec::new(x, a.dtype), Spec::new(Shape::new(leading)?, DType::I32)])
+}
+
 impl Op for Solve {
     fn name(&self) -> &'static str {
         "lstsq"
     }
 
     fn outputs(&self, inputs: &[&Spec]) -> Result<Specs> {
-        let [a, b] = inputs else {
-            return Err(Error::argument(self.name(), "inputs", format!("2 tensors, got {}", inputs.len())));
-        };
-        if !crate::qr::FLOATS.contains(&a.dtype) {
-            return Err(Error::dtype(self.name(), "a", a.dtype, &crate::qr::FLOATS));
-        }
-        if b.dtype != a.dtype {
-            return Err(Error::dtype(self.name(), "b", b.dtype, &[a.dtype]));
-        }
-        let (Dims { n, p, .. }, vectors) = dims(&a.shape, &b.shape)?;
-        let leading = &a.shape.dims()[..a.shape.rank() - 2];
-        let extents: &[usize] = if vectors { &[n] } else { &[n, p] };
-        let x = Shape::new(&[leading, extents].concat()).map_err(|_| {
-            let expected = format!("solutions that fit in memory, got {} for {}", b.shape, a.shape);
-            Error::argument(self.name(), "b", expected)
-        })?;
-        let x = Spec::new(x, a.dtype);
-        Ok([x, Spec::new(Shape::new(leading)?, DType::I32)].into_iter().collect())
+        Ok(solution_and_status(inputs)?.into_iter().collect())
     }
 
     fn cost(&self, inputs: &[&Spec]) -> Cost {
@@ -191,7 +201,7 @@ impl Definition for Lstsq {
     }
 
     fn doc(&self) -> &'static str {
-        "least-squares and shortest solutions of linear systems of full rank, by QR"
+        "least-squares and shortest solutions of linear systems, by QR or by singular values"
     }
 
     fn dtypes(&self) -> &'static [DType] {
@@ -226,6 +236,7 @@ impl Definition for Lstsq {
         cases.push(agree(&[2, 3, 4, 9], &[2, 3, 4], Spectrum::Random));
         cases.push(agree(&[0, 4, 2], &[0, 4, 1], Spectrum::Random));
         cases.push(agree(&[4, 2], &[4, 0], Spectrum::Random));
+        cases.extend(shortest::cases());
         cases
     }
 

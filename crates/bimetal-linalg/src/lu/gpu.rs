@@ -8,7 +8,7 @@ mod rows;
 use self::determinant::{logarithm, scaled, signum, unscaled};
 use super::Kind;
 use super::cpu::Extents;
-use crate::blocks::{elems, not_finite, working};
+use crate::blocks::{copied_bytes, elems, not_finite, working};
 use crate::small::rounded;
 use bimetal_core::gpu::kernel::address_type;
 use bimetal_core::{DType, Gpu, Result, Tensor};
@@ -53,14 +53,10 @@ pub(super) fn run(
     }
     let dtype = working(inputs[0].dtype());
     let sides = if kind == Kind::Inv { n } else { k };
-    let most = COLUMNS.iter().copied().find(|&c| c >= sides).unwrap_or(COLUMNS[3]);
-    let room = |columns: usize| fits_rectangle(gpu, dtype, m, n + columns);
-    let columns = COLUMNS.iter().copied().rev().filter(|&c| c <= most && (c > 0) == (sides > 0)).find(|&c| room(c).is_some());
-    // Cubes that share a matrix each factor it again.
-    let Some(columns) = columns.filter(|&c| sides <= 4 * c.max(1)) else {
+    let Some(columns) = columns_beside(gpu, dtype, [m, n], sides) else {
         return large::run(gpu, kind, extents, inputs, outputs);
     };
-    let room = room(columns).unwrap_or(0);
+    let room = fits_rectangle(gpu, dtype, m, n + columns).unwrap_or(0);
     let largest = m.max(n);
     let units = TEAMS.iter().find(|(most, _)| largest <= *most).map_or(UNITS[1], |(_, units)| *units);
     let available = (gpu.shared_memory.saturating_sub(reserved()) / dtype.size() / room.max(1)).max(1);
@@ -105,6 +101,21 @@ pub(super) fn run(
         );
     }
     Ok(())
+}
+
+/// Right-hand sides that a cube keeps beside a matrix in shared memory; none if the matrix alone is too large.
+fn columns_beside(gpu: &Gpu, dtype: DType, [m, n]: [usize; 2], sides: usize) -> Option<usize> {
+    let most = COLUMNS.iter().copied().find(|&c| c >= sides).unwrap_or(COLUMNS[3]);
+    let room = |columns: usize| fits_rectangle(gpu, dtype, m, n + columns);
+    let wanted = COLUMNS.iter().copied().rev().filter(|&c| c <= most && (c > 0) == (sides > 0));
+    // Cubes that share a matrix each factor it again.
+    wanted.into_iter().find(|&c| room(c).is_some()).filter(|&c| sides <= 4 * c.max(1))
+}
+
+/// Bytes that factors take beside inputs and outputs.
+pub(crate) fn scratch(gpu: &Gpu, [count, m, n]: [usize; 3], dtype: DType) -> usize {
+    let in_one_launch = m == n && crate::rows::fit(gpu, n) || columns_beside(gpu, working(dtype), [m, n], 0).is_some();
+    if count == 0 || in_one_launch { 0 } else { copied_bytes(dtype, count, m * n) }
 }
 
 /// Bytes of shared memory for the search of all teams, their flags, and what a compiler may add.

@@ -2,7 +2,7 @@
 
 mod cases;
 mod cpu;
-mod gpu;
+pub(crate) mod gpu;
 mod reference;
 
 use crate::cholesky::Solution;

@@ -59,6 +59,14 @@ fn layout(gpu: &Gpu, form: Form, dims: &Dims, dtype: DType) -> Option<(Layout, u
     Some((Layout { rows, block, width, slots, chunk, explicit, double }, span))
 }
 
+/// Bytes that [`factor`] allocates beside inputs and outputs; on CUDA the most that it does.
+pub(crate) fn scratch(gpu: &Gpu, form: Form, dims: &Dims, dtype: DType) -> Result<usize> {
+    if dims.batch == 0 || layout(gpu, form, dims, dtype).is_some() {
+        return Ok(0);
+    }
+    blocked::scratch(gpu, form, dims, dtype)
+}
+
 fn in_registers(
     gpu: &Gpu,
     form: Form,

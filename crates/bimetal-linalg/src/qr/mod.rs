@@ -229,6 +229,11 @@ pub fn geqrf_into(a: &Tensor, out: &mut Reflectors) -> Result<()> {
     QrParams::default().ensure(&out.status)
 }
 
+/// The operation of [`qr`].
+pub(crate) fn reduced() -> impl Op {
+    Factor { form: Form::Reduced }
+}
+
 /// The operation of [`geqrf`].
 pub(crate) fn reflectors() -> impl Op {
     Factor { form: Form::Packed }

@@ -2,8 +2,8 @@
 
 mod api;
 mod cpu;
-mod gpu;
-mod reference;
+pub(crate) mod gpu;
+pub(crate) mod reference;
 
 pub use api::*;
 
@@ -28,6 +28,11 @@ pub(crate) enum Kind {
 struct Decomposition {
     kind: Kind,
     full: bool,
+}
+
+/// The operation of [`svd`] with thin matrices.
+pub(crate) fn thin() -> impl Op {
+    Decomposition { kind: Kind::Svd, full: false }
 }
 
 impl Decomposition {
@@ -58,7 +63,7 @@ impl Op for Decomposition {
         let [left, right] = if self.full { [m, n] } else { [k, k] };
         let (values, status) = (spec(&[k], a.dtype)?, spec(&[], DType::I32)?);
         Ok(match self.kind {
-            Kind::Svd => [spec(&[m, left], a.dtype)?, values, spec(&[right, n], a.dtype)?, status].into(),
+            Kind::Svd => [spec(&[m, left], a.dtype)?, values, spec(&[right, n], a.dtype)?, status].into_iter().collect(),
             Kind::Svdvals => [values, status].into_iter().collect(),
         })
     }

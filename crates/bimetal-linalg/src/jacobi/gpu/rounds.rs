@@ -1,6 +1,7 @@
 //! Launches for matrices in the GPU's memory: one for each round of a sweep, and one for each output.
 
-use super::{Division, Job, blocks, rounded};
+use super::plan::{Division, rounded};
+use super::{Job, blocks};
 use bimetal_core::Result;
 use bimetal_core::gpu::kernel::ELEMENTWISE_UNITS;
 use cubecl::prelude::*;

@@ -3,9 +3,9 @@
 use super::super::{Dims, Form};
 use super::moves::{self, Stores, TILE, TILE_UNITS};
 use super::panels::{self, BLOCK, Code, LINES};
-use bimetal_core::gpu::Product;
+use bimetal_core::gpu::{Product, counted};
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
-use bimetal_core::{DType, Error, Gpu, Result, Shape, Spec, Tensor};
+use bimetal_core::{DType, Device, Error, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use std::ops::Range;
@@ -128,6 +128,29 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
     store(&work.x, second, columns, n, Stores::Triangle)?;
     let q = work.orthogonal(&steps, &blocks, &grams, columns, make(&[batch, columns, stride])?)?;
     store(&q, first, m, columns, Stores::Whole)
+}
+
+/// Bytes that [`factor`] allocates beside inputs and outputs; on CUDA as if the vendor's library never refused.
+pub(super) fn scratch(gpu: &Gpu, form: Form, dims: &Dims, dtype: DType) -> Result<usize> {
+    let Dims { batch, m, n, k } = *dims;
+    let size = if dtype == DType::F64 { 8 } else { 4 };
+    let bytes = |elements: usize| counted(batch * elements * size);
+    let (stride, steps, columns) = (m.next_multiple_of(STRIDE), steps(gpu, m, k)?, form.columns(dims));
+    let reflectors = k.next_multiple_of(PARAMS.width) + PARAMS.width;
+    let mut all = bytes(n) + bytes(n * stride) + bytes(reflectors * stride) + bytes(reflectors);
+    all += bytes(steps.len() * PARAMS.width * PARAMS.width);
+    all += if form == Form::Packed { 0 } else { bytes(columns * stride) };
+    if m * n >= PARAMS.vendor {
+        for block in blocks(&steps) {
+            let (first, end) = (steps[block.start].first, steps[block.end - 1].end());
+            all += bytes((end - first) * (end - first));
+            if matches!(gpu.device(), Device::Cuda(_)) {
+                let applied = [n.saturating_sub(end), if form == Form::Packed { 0 } else { columns.saturating_sub(first) }];
+                all += applied.iter().filter(|lines| **lines > 0).map(|lines| bytes(lines * (end - first))).sum::<usize>();
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Units that factorise a panel: 16 planes, if the device has them.
