@@ -14,6 +14,9 @@ pub(crate) static OPS: &[&dyn Definition] = &[&SpmvCsr];
 /// The dtypes of row pointers and column indices.
 const INDICES: [DType; 2] = [DType::I32, DType::U32];
 
+/// Most rows, columns and elements: indices are of 32 bits.
+const MOST: usize = i32::MAX as usize;
+
 /// The result of [`spmv_csr_unchecked`].
 #[derive(Clone, Debug)]
 pub struct Spmv {
@@ -163,10 +166,12 @@ impl Dims {
         if values.numel() != count {
             return Err(Error::argument(op, names[2], format!("{count} as columns has, got {}", values.numel())));
         }
-        if count > i32::MAX as usize || n > i32::MAX as usize {
-            return Err(Error::argument(op, names[1], format!("at most {} elements and columns, got {count} and {n}", i32::MAX)));
+        let m = pointers.numel() - 1;
+        if [m, n, count].iter().any(|extent| *extent > MOST) {
+            let expected = format!("at most {MOST} rows, columns and elements, got {m}, {n} and {count}");
+            return Err(Error::argument(op, names[0], expected));
         }
-        Ok(Self { m: pointers.numel() - 1, n, count })
+        Ok(Self { m, n, count })
     }
 }
 
@@ -238,12 +243,12 @@ impl Definition for SpmvCsr {
     /// Row pointers of these extents, sixteen elements for each row, as many columns as rows.
     fn at_shape(&self, shape: &Shape) -> Result<Case> {
         match shape.dims() {
-            [pointers] if *pointers > 1 => {
+            [pointers] if (2..MOST / 16).contains(pointers) => {
                 let m = pointers - 1;
                 let count = 16 * m;
                 Ok(case([m, m, count], Fill::Offsets { last: count, even: true }, DType::I32, Role::Bench))
             }
-            _ => Err(Error::argument("spmv_csr", "pointers", format!("a vector of at least 2 elements, got {shape}"))),
+            _ => Err(Error::argument("spmv_csr", "pointers", format!("a vector of 2 to {} elements, got {shape}", MOST / 16))),
         }
     }
 }

@@ -59,7 +59,10 @@ impl Op for Decomposition {
         }
         let (batch, m, n) = self.extents(a)?;
         let k = m.min(n);
-        let spec = |last: &[usize], dtype| Ok(Spec::new(Shape::new(&[batch, last].concat())?, dtype));
+        let too_large = |_| Error::argument(self.name(), "a", format!("factors that fit in memory, got {}", a.shape));
+        let spec = |last: &[usize], dtype| {
+            Ok::<_, Error>(Spec::new(Shape::new(&[batch, last].concat()).map_err(too_large)?, dtype))
+        };
         let [left, right] = if self.full { [m, n] } else { [k, k] };
         let (values, status) = (spec(&[k], a.dtype)?, spec(&[], DType::I32)?);
         Ok(match self.kind {
