@@ -2,6 +2,8 @@
 
 mod blocks;
 mod dense;
+mod eliminate;
+mod interleaved;
 mod jacobi;
 mod lanes;
 mod ratio;
