@@ -2,6 +2,7 @@
 
 mod cpu;
 mod gpu;
+mod lanes;
 mod reference;
 
 use crate::ratio::{compared_columns, extents, orthogonality, product, reconstruction, transposed, worst};

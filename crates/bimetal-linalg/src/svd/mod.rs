@@ -3,6 +3,7 @@
 mod api;
 mod cpu;
 mod gpu;
+mod lanes;
 mod reference;
 
 pub use api::*;
