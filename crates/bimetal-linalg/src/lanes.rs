@@ -1,13 +1,13 @@
 //! What CPU code of small and large matrices needs of a dtype: the type of the computation, vectors of it whose lanes are
-//! different matrices, and faer's factorisations of large ones.
+//! different matrices, and faer's triangular solvers.
 
+use crate::matmul::update::Updates;
 use bimetal_core::cpu::parallel;
 use bimetal_core::cpu::scratch::Scratch;
 use bimetal_core::cpu::simd::{MAX_LANES, Simd};
 use bimetal_core::{DType, Scalar};
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::{cholesky::llt, lu::partial_pivoting, triangular_solve};
-use faer::{Auto, MatMut, MatRef, Par, Spec};
+use faer::linalg::triangular_solve;
+use faer::{MatMut, MatRef, Par};
 use half::{bf16, f16};
 use std::ops::{Add, Div, Mul, Neg, Range, Sub};
 
@@ -54,6 +54,7 @@ pub(crate) trait Real:
     + Mul<Output = Self>
     + Div<Output = Self>
     + Neg<Output = Self>
+    + Updates
     + 'static
 {
     /// A vector; each lane belongs to another matrix.
@@ -77,15 +78,11 @@ pub(crate) trait Real:
     fn of_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
     fn root(self) -> Self;
-    fn size(self) -> Self;
     fn finite(self) -> bool;
+    /// Bits that are ordered as magnitudes are.
+    fn magnitude_bits(self) -> u64;
     /// A buffer on loan from the thread.
     fn scratch<R>(n: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
-    /// The Cholesky factor of a column-major matrix in place, from and to its lower triangle; the order of the first leading
-    /// minor that is not positive.
-    fn cholesky(n: usize, a: &mut [Self], threads: usize) -> Result<(), usize>;
-    /// LU of a column-major matrix in place; the rows in their new order.
-    fn lu(m: usize, n: usize, a: &mut [Self], order: &mut [usize], threads: usize);
     /// Solves with the column-major lower (or upper) triangle of `t`.
     fn triangular(t: Mat<Self>, unit: bool, upper: bool, x: MatTo<Self>, threads: usize);
 }
@@ -122,29 +119,6 @@ fn write<'a, T>(m: MatTo<T>) -> MatMut<'a, T> {
 
 macro_rules! large {
     () => {
-        fn cholesky(n: usize, a: &mut [Self], threads: usize) -> Result<(), usize> {
-            let matrix = MatMut::from_column_major_slice_mut(a, n, n);
-            let params: Spec<llt::factor::LltParams, Self> = Spec::default();
-            let scratch = llt::factor::cholesky_in_place_scratch::<Self>(n, par(threads), params);
-            let mut memory = MemBuffer::new(scratch);
-            let stack = MemStack::new(&mut memory);
-            match llt::factor::cholesky_in_place(matrix, Default::default(), par(threads), stack, params) {
-                Ok(_) => Ok(()),
-                Err(llt::factor::LltError::NonPositivePivot { index }) => Err(index + 1),
-            }
-        }
-
-        fn lu(m: usize, n: usize, a: &mut [Self], order: &mut [usize], threads: usize) {
-            let matrix = MatMut::from_column_major_slice_mut(a, m, n);
-            let params: partial_pivoting::factor::PartialPivLuParams = Auto::<Self>::auto();
-            let params: Spec<_, Self> = Spec::new(params);
-            let scratch = partial_pivoting::factor::lu_in_place_scratch::<usize, Self>(m, n, par(threads), params);
-            let mut memory = MemBuffer::new(scratch);
-            let mut inverse = vec![0; m];
-            let stack = MemStack::new(&mut memory);
-            partial_pivoting::factor::lu_in_place(matrix, order, &mut inverse, par(threads), stack, params);
-        }
-
         fn triangular(t: Mat<Self>, unit: bool, upper: bool, x: MatTo<Self>, threads: usize) {
             let (t, x, par) = (read(t), write(x), par(threads));
             match (unit, upper) {
@@ -175,12 +149,12 @@ macro_rules! large {
             self.sqrt()
         }
         #[inline(always)]
-        fn size(self) -> Self {
-            self.abs()
-        }
-        #[inline(always)]
         fn finite(self) -> bool {
             self.is_finite()
+        }
+        #[inline(always)]
+        fn magnitude_bits(self) -> u64 {
+            u64::from(self.abs().to_bits())
         }
     };
 }
@@ -321,7 +295,7 @@ pub(crate) fn threads_within(count: usize, n: usize) -> usize {
     if count < parallel::threads() && n >= LARGE { parallel::threads() } else { 1 }
 }
 
-/// The order from which faer's factorisations gain by threads.
+/// The order from which factorisations gain by threads.
 const LARGE: usize = 512;
 
 /// Which elements of a row-major matrix count.
@@ -412,17 +386,41 @@ pub(crate) fn scatter<S: Simd, E: Entry>(from: &[E::Real], [m, n]: [usize; 2], t
 /// Elements of a matrix that are moved together: a cache line of f32.
 const LINE: usize = 16;
 
-/// Rows and columns that are transposed together, so that both sides stay in the first cache.
-const TILE: usize = 32;
+/// Rows and columns of a square that is transposed in registers.
+const SQUARE: usize = 8;
 
-/// Visits the elements (i, j) of an `m`×`n` matrix by tiles.
-#[inline(always)]
-pub(crate) fn by_tiles([m, n]: [usize; 2], mut f: impl FnMut(usize, usize)) {
-    for i in (0..m).step_by(TILE) {
-        for j in (0..n).step_by(TILE) {
-            for i in i..(i + TILE).min(m) {
-                for j in j..(j + TILE).min(n) {
-                    f(i, j);
+/// Copies an `m`×`n` matrix of rows `from_stride` apart, transposed, to rows `to_stride` apart.
+pub(crate) fn transpose<T: Copy, U: Copy>(
+    [m, n]: [usize; 2],
+    (from, from_stride): (&[T], usize),
+    (to, to_stride): (&mut [U], usize),
+    change: impl Fn(T) -> U,
+) {
+    if m * n == 0 {
+        return;
+    }
+    assert!(from.len() >= (m - 1) * from_stride + n && to.len() >= (n - 1) * to_stride + m, "matrices within slices");
+    for i in (0..m).step_by(SQUARE) {
+        for j in (0..n).step_by(SQUARE) {
+            if i + SQUARE <= m && j + SQUARE <= n {
+                let mut square = [[change(from[0]); SQUARE]; SQUARE];
+                for (r, row) in square.iter_mut().enumerate() {
+                    // SAFETY (here and below): rows and columns are within the matrices.
+                    let line =
+                        unsafe { from.get_unchecked((i + r) * from_stride + j..(i + r) * from_stride + j + SQUARE) };
+                    *row = std::array::from_fn(|c| change(line[c]));
+                }
+                for c in 0..SQUARE {
+                    // SAFETY: as above.
+                    let line =
+                        unsafe { to.get_unchecked_mut((j + c) * to_stride + i..(j + c) * to_stride + i + SQUARE) };
+                    line.copy_from_slice(&std::array::from_fn::<U, SQUARE, _>(|r| square[r][c]));
+                }
+            } else {
+                for r in i..(i + SQUARE).min(m) {
+                    for c in j..(j + SQUARE).min(n) {
+                        to[c * to_stride + r] = change(from[r * from_stride + c]);
+                    }
                 }
             }
         }

@@ -3,6 +3,8 @@
 mod blocks;
 mod compose;
 mod dense;
+mod eliminate;
+mod interleaved;
 mod jacobi;
 mod lanes;
 mod ratio;

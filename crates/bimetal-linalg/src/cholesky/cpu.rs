@@ -1,6 +1,7 @@
-//! Cholesky on the CPU: batches of small matrices with a matrix in each lane, large ones by faer.
+//! Cholesky on the CPU: batches of small matrices with a matrix in each lane, larger ones by rows.
 
-use crate::lanes::{Entry, Mat, MatTo, Part, Real, by_tiles, each_float, gather, grain, scatter, threads_within};
+use crate::eliminate::{self, Rows, Threads, padded, shared};
+use crate::lanes::{Entry, Mat, MatTo, Part, Real, each_float, gather, grain, scatter, threads_within, transpose};
 use crate::status::NOT_FINITE;
 use crate::system::System;
 use bimetal_core::cpu::parallel::{self, Shared};
@@ -9,7 +10,11 @@ use bimetal_core::{Result, Tensor};
 use std::ops::Range;
 
 /// The largest order whose batches are interleaved.
-const SMALL: usize = 32;
+const SMALL: usize = 8;
+/// The largest order whose lower triangle is factored as it is.
+const AS_GIVEN: usize = 96;
+/// Rows of a lower triangle that are transposed together.
+const STRIPE: usize = 32;
 /// Rows that are computed together, so that what they share is loaded once.
 const ROWS: usize = 4;
 
@@ -30,7 +35,8 @@ fn factor<E: Entry>(upper: bool, [count, n]: [usize; 2], a: &[E], l: &mut [E], s
     let size = n * n;
     let (factors, statuses) = (Shared::new(l), Shared::new(status));
     let small = n <= SMALL;
-    let flops = n * n * n / if small { 24 } else { 6 };
+    // By rows, each step costs as much as some hundred operations.
+    let flops = if small { n * n * n / 24 } else { n * n * n / 6 + 300 * n };
     parallel::ranges(count, grain(flops, if small { MAX_LANES } else { 1 }), |range| {
         // SAFETY: the ranges are disjoint, and so are the outputs of their matrices.
         let (l, status) =
@@ -40,8 +46,8 @@ fn factor<E: Entry>(upper: bool, [count, n]: [usize; 2], a: &[E], l: &mut [E], s
             // A closure would not be compiled with the level's instructions: the memory comes from outside.
             E::Real::scratch(size * MAX_LANES, |work| dispatch(Interleaved { n, upper, a, l, status, work }));
         } else {
-            let threads = threads_within(count, n);
-            E::Real::scratch(size, |work| {
+            let threads = shared(count, n);
+            E::Real::scratch(n * padded(n), |work| {
                 for i in 0..range.len() {
                     let (a, l) = (&a[i * size..][..size], &mut l[i * size..][..size]);
                     status[i] = one(n, upper, a, l, work, threads);
@@ -51,43 +57,59 @@ fn factor<E: Entry>(upper: bool, [count, n]: [usize; 2], a: &[E], l: &mut [E], s
     });
 }
 
-/// Factors a matrix by faer, which likes columns: our rows of the upper triangle are its columns of the lower one.
-fn one<E: Entry>(n: usize, upper: bool, a: &[E], l: &mut [E], work: &mut [E::Real], threads: usize) -> i32 {
+/// Factors a matrix by rows; a large lower triangle becomes an upper one, whose rows need no transposition.
+fn one<E: Entry>(n: usize, upper: bool, a: &[E], l: &mut [E], work: &mut [E::Real], threads: Threads) -> i32 {
+    let (stride, zero) = (padded(n), E::Real::default());
+    let turned = !upper && n > AS_GIVEN;
     let mut sound = true;
-    if upper {
-        for (i, (to, from)) in work.chunks_exact_mut(n).zip(a.chunks_exact(n)).enumerate() {
-            for (to, from) in to[i..].iter_mut().zip(&from[i..]) {
+    if turned {
+        for (i, row) in a.chunks_exact(n).enumerate() {
+            sound &= row[..=i].iter().fold(true, |sound, x| sound & x.real().finite());
+        }
+        for_stripes(n, |rows| {
+            let to = &mut work[rows.start..];
+            transpose([rows.len(), rows.end], (&a[rows.start * n..], n), (to, stride), |x| x.real());
+        });
+        work.chunks_exact_mut(stride).for_each(|row| row[n..].fill(zero));
+    } else {
+        let part = if upper { Part::Upper } else { Part::Lower };
+        for (i, (to, from)) in work.chunks_exact_mut(stride).zip(a.chunks_exact(n)).enumerate() {
+            let columns = part.columns(i, n);
+            to[..columns.start].fill(zero);
+            to[columns.end..].fill(zero);
+            for (to, from) in to[columns.clone()].iter_mut().zip(&from[columns]) {
                 *to = from.real();
                 sound &= to.finite();
             }
         }
-    } else {
-        by_tiles([n, n], |i, j| {
-            if j <= i {
-                let x = a[i * n + j].real();
-                sound &= x.finite();
-                work[j * n + i] = x;
-            }
+    }
+    let rows = Rows { p: work.as_mut_ptr(), stride, width: n };
+    // SAFETY: the memory has `n` rows of whole vectors.
+    let found = if sound { unsafe { eliminate::cholesky(upper || turned, rows, threads) } } else { Ok(()) };
+    if !sound || found.is_err() {
+        l.fill(E::of(E::Real::NAN));
+        return found.map_or_else(|order| order as i32, |()| NOT_FINITE);
+    }
+    if turned {
+        for_stripes(n, |rows| {
+            let (from, to) = (&work[rows.start..], &mut l[rows.start * n..]);
+            transpose([rows.end, rows.len()], (from, stride), (to, n), E::of);
         });
-    }
-    let found = if sound { E::Real::cholesky(n, work, threads) } else { Ok(()) };
-    match found {
-        _ if !sound => {
-            l.fill(E::of(E::Real::NAN));
-            NOT_FINITE
-        }
-        Err(order) => {
-            l.fill(E::of(E::Real::NAN));
-            order as i32
-        }
-        Ok(()) => {
-            by_tiles([n, n], |i, j| {
-                let (row, column) = if upper { (j, i) } else { (i, j) };
-                l[i * n + j] = E::of(if column <= row { work[column * n + row] } else { E::Real::default() });
-            });
-            0
+        l.chunks_exact_mut(n).enumerate().for_each(|(i, row)| row[i + 1..].fill(E::of(zero)));
+    } else {
+        let part = if upper { Part::Upper } else { Part::Lower };
+        for (i, (to, from)) in l.chunks_exact_mut(n).zip(work.chunks_exact(stride)).enumerate() {
+            let columns = part.columns(i, n);
+            to.fill(E::of(zero));
+            to[columns.clone()].iter_mut().zip(&from[columns]).for_each(|(to, from)| *to = E::of(*from));
         }
     }
+    0
+}
+
+/// Stripes of rows of a triangle, which end at the diagonal.
+fn for_stripes(n: usize, mut f: impl FnMut(Range<usize>)) {
+    (0..n).step_by(STRIPE).for_each(|start| f(start..(start + STRIPE).min(n)));
 }
 
 struct Interleaved<'a, E: Entry> {

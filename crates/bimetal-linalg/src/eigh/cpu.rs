@@ -1,8 +1,8 @@
-//! Eigenvalues and eigenvectors on the CPU: faer's tridiagonalisation and divide and conquer, threads over the batch; Jacobi in
-//! the lanes of vectors for batches of small matrices.
+//! Eigenvalues and eigenvectors on the CPU: faer's tridiagonalisation and divide and conquer, threads over the batch; in the
+//! lanes of vectors for batches of small matrices.
 
 use crate::dense::{Real, each, scales};
-use crate::jacobi::cpu::{Batch, suits};
+use super::lanes::{Batch, suits};
 use crate::lanes::{Entry, Part};
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::parallel::{self, Shared};
@@ -19,7 +19,7 @@ pub(super) fn eigh(upper: bool, a: &Tensor, outputs: &mut [&mut Tensor]) -> Resu
     // faer's values without vectors, by the square-root-free QR iteration, are off by a hundred ε in f32.
     let precise = outputs.len() == 2;
     let [.., n] = a.shape().dims() else { unreachable!("square matrices") };
-    let small = suits(a.numel().checked_div(n * n).unwrap_or(0), *n, *n);
+    let small = suits(a.numel().checked_div(n * n).unwrap_or(0), *n);
     match a.dtype() {
         DType::F32 if small => interleaved::<f32>(upper, a, outputs),
         DType::F16 if small => interleaved::<f16>(upper, a, outputs),
@@ -65,24 +65,28 @@ fn interleaved<E: Entry<Real = f32>>(upper: bool, a: &Tensor, outputs: &mut [&mu
     let n = a.shape().dims()[a.shape().rank() - 1];
     let (values, rest) = outputs.split_first_mut().expect("values");
     let (status, vectors) = rest.split_last_mut().expect("a status");
-    let left = match vectors.first_mut() {
+    let vectors = match vectors.first_mut() {
         Some(vectors) => Some(Shared::new(vectors.as_mut_slice::<E>()?)),
         None => None,
     };
+    let a = a.as_slice::<E>()?;
     let batch = Batch {
-        a: a.as_slice::<E>()?,
-        m: n,
+        a,
         n,
         count: status.numel(),
         part: if upper { Part::Upper } else { Part::Lower },
-        symmetric: true,
         values: Shared::new(values.as_mut_slice::<E>()?),
-        left,
-        right: None,
+        vectors,
         status: Shared::new(status.as_mut_slice::<i32>()?),
     };
-    // A shifted matrix is positive definite: none of its columns is zero.
-    batch.run(|_| unreachable!("columns have lengths"));
+    batch.run(|i| {
+        let triangle = Triangle { a: &a[i * n * n..][..n * n], n, upper };
+        // SAFETY: each matrix has outputs of its own.
+        let (values, status) = unsafe { (batch.values.slice(i * n..(i + 1) * n), batch.status.slice(i..i + 1)) };
+        // SAFETY: as above.
+        let vectors = batch.vectors.as_ref().map(|v| unsafe { v.slice(i * n * n..(i + 1) * n * n) });
+        status[0] = triangle.decompose::<f64>(values, vectors, Par::Seq);
+    });
     Ok(())
 }
 

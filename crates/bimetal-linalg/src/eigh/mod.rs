@@ -2,6 +2,7 @@
 
 mod cpu;
 pub(crate) mod gpu;
+mod lanes;
 mod reference;
 
 use crate::ratio::{compared_columns, extents, orthogonality, product, reconstruction, transposed, worst};

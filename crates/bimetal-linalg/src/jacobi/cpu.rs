@@ -1,6 +1,7 @@
 //! Batches of small matrices on the CPU: one-sided Jacobi with a matrix in each lane of a vector.
 
 use super::tolerance;
+use crate::interleaved::scale_of;
 use crate::lanes::{Entry, Part, gather};
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::parallel::{self, Shared};
@@ -271,15 +272,5 @@ impl<E: Entry<Real = f32>> Group<'_, E> {
             }
         }
         left_over
-    }
-}
-
-/// The power of two that brings a magnitude to between 1 and 2, as far as it and its inverse are normal.
-fn scale_of(largest: f32) -> f32 {
-    if largest > 0.0 && largest.is_finite() {
-        let exponent = ((largest.to_bits() >> 23) as i32 - 127).clamp(-126, 126);
-        f32::from_bits(((127 - exponent) as u32) << 23)
-    } else {
-        1.0
     }
 }

@@ -1,14 +1,15 @@
-//! LU on the CPU: batches of small matrices with a matrix in each lane, large ones by faer.
+//! LU on the CPU: batches of small matrices with a matrix in each lane, larger ones by rows.
 
 use super::Kind;
-use crate::lanes::{Entry, Mat, MatTo, Part, Real, by_tiles, each_float, gather, grain, scatter, threads_within};
+use crate::eliminate::{self, Rows, Threads, Triangle, padded, shared};
+use crate::lanes::{Entry, Part, Real, each_float, gather, grain, scatter};
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::parallel::{self, Shared};
 use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
 use bimetal_core::{Result, Tensor};
 
 /// The largest extent of matrices that are interleaved, and the most right-hand sides beside them.
-const SMALL: usize = 32;
+const SMALL: usize = 8;
 
 /// `count` matrices of `m`×`n` with `k` right-hand sides.
 #[derive(Clone, Copy)]
@@ -62,7 +63,8 @@ fn batch<E: Entry>(kind: Kind, extents: Extents, a: &[E], b: &[E], outputs: Outp
     let (pivots, status) = (Shared::new(outputs.pivots), Shared::new(outputs.status));
     let small = m.max(n) <= SMALL && k <= SMALL && m * n > 0;
     let flops = m * n * r / 3 + n * n * k;
-    let (flops, group) = if small { (flops / 8, MAX_LANES) } else { (flops / 2, 1) };
+    // By rows, each step costs as much as some hundred operations.
+    let (flops, group) = if small { (flops / 8, MAX_LANES) } else { (flops / 2 + 400 * r, 1) };
     parallel::ranges(count, grain(flops, group), |range| {
         let part = |size: usize| range.start * size..range.end * size;
         // SAFETY: the ranges are disjoint, and so are the outputs of their matrices.
@@ -80,42 +82,49 @@ fn batch<E: Entry>(kind: Kind, extents: Extents, a: &[E], b: &[E], outputs: Outp
                 dispatch(Interleaved { kind, extents, a, b, outputs, work });
             });
         } else {
-            each(kind, Extents { count: range.len(), ..extents }, threads_within(count, m.min(n)), a, b, outputs);
+            each(kind, Extents { count: range.len(), ..extents }, shared(count, m.min(n)), a, b, outputs);
         }
     });
 }
 
-/// A matrix after the other.
-fn each<E: Entry>(kind: Kind, extents: Extents, threads: usize, a: &[E], b: &[E], outputs: Outputs<E>) {
+/// A matrix after the other, by rows.
+fn each<E: Entry>(kind: Kind, extents: Extents, threads: Threads, a: &[E], b: &[E], outputs: Outputs<E>) {
     let Extents { count, m, n, k } = extents;
-    let r = m.min(n);
+    let (r, stride, across, zero) = (m.min(n), padded(n), padded(k), E::Real::default());
     let mut pivots = vec![0; r];
-    E::Real::scratch(m * n + n * k, |work| {
-        let (lu, x) = work.split_at_mut(m * n);
+    E::Real::scratch(m * stride + n * across, |work| {
+        let (lu, x) = work.split_at_mut(m * stride);
         for i in 0..count {
-            let a = &a[i * m * n..][..m * n];
-            let sides = if kind == Kind::Solve { &b[i * n * k..][..n * k] } else { &[] };
-            let sound = a.iter().chain(sides).all(|x| x.real().finite());
-            let mut info = if sound { factor(a, [m, n], lu, &mut pivots, threads) } else { NOT_FINITE };
+            let mut sound = load(&a[i * m * n..][..m * n], n, lu, stride);
+            if kind == Kind::Solve {
+                sound &= load(&b[i * n * k..][..n * k], k, x, across);
+            } else if k > 0 {
+                x.fill(zero);
+                (0..n).for_each(|i| x[i * across + i] = E::Real::ONE);
+            }
+            let rows = Rows { p: lu.as_mut_ptr(), stride, width: n };
+            let sides = (k > 0).then_some(Rows { p: x.as_mut_ptr(), stride: across, width: k });
+            // SAFETY: the memory has rows of whole vectors, of finite elements.
+            let mut info = if sound { unsafe { eliminate::lu(m, rows, sides, &mut pivots, threads) } } else { NOT_FINITE };
             let size = outputs.first.len() / count;
             let out = &mut outputs.first[i * size..][..size];
             match kind {
                 Kind::Lu => {
                     let places = outputs.pivots[i * r..][..r].iter_mut();
                     places.zip(&pivots).for_each(|(to, p)| *to = if sound { *p as i32 + 1 } else { 0 });
-                    by_tiles([m, n], |i, j| out[i * n + j] = E::of(lu[j * m + i]));
+                    store(lu, stride, out, n);
                 }
                 Kind::Solve | Kind::Inv if info == 0 => {
-                    right_hand_sides::<E>(sides, &pivots, [n, k], x);
-                    let lu = Mat { p: lu.as_ptr(), extents: [n, n], strides: [1, n as isize] };
-                    let to = MatTo { p: x.as_mut_ptr(), extents: [n, k], strides: [k as isize, 1] };
-                    E::Real::triangular(lu, true, false, to, threads);
-                    E::Real::triangular(lu, false, true, to, threads);
-                    out.iter_mut().zip(x.iter()).for_each(|(out, x)| *out = E::of(*x));
+                    if let Some(sides) = sides {
+                        let t = Triangle { p: rows.p, row: stride, column: 1, n, unit: false, upper: true };
+                        // SAFETY: as above.
+                        unsafe { eliminate::substitute(t, sides, threads) };
+                        store(x, across, out, k);
+                    }
                 }
                 Kind::Solve | Kind::Inv => {}
                 Kind::Det | Kind::Slogdet => {
-                    let diagonal = |j: usize| lu[j * m + j];
+                    let diagonal = |j: usize| lu[j * stride + j];
                     let (sign, det, log) = determinant(n, diagonal, |j| pivots[j] != j);
                     out[0] = E::of(if kind == Kind::Det { det } else { sign });
                     if kind == Kind::Slogdet {
@@ -132,69 +141,24 @@ fn each<E: Entry>(kind: Kind, extents: Extents, threads: usize, a: &[E], b: &[E]
     });
 }
 
-/// The rows of the right-hand sides, or of the identity, in the order of the pivots.
-fn right_hand_sides<E: Entry>(b: &[E], pivots: &[usize], [n, k]: [usize; 2], x: &mut [E::Real]) {
-    if b.is_empty() {
-        x.fill(E::Real::default());
-        (0..n.min(k)).for_each(|i| x[i * k + i] = E::Real::ONE);
-    } else {
-        x.iter_mut().zip(b).for_each(|(x, b)| *x = b.real());
+/// Copies rows of `n` into padded ones; whether all elements are finite.
+fn load<E: Entry>(from: &[E], n: usize, to: &mut [E::Real], stride: usize) -> bool {
+    let mut sound = true;
+    for (to, from) in to.chunks_exact_mut(stride.max(1)).zip(from.chunks_exact(n.max(1))) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = from.real();
+            sound &= to.finite();
+        }
+        to[n..].fill(E::Real::default());
     }
-    for (i, &p) in pivots.iter().enumerate().filter(|(i, p)| i != *p) {
-        let (above, below) = x.split_at_mut(p * k);
-        above[i * k..][..k].swap_with_slice(&mut below[..k]);
-    }
+    sound
 }
 
-/// Factors a row-major matrix into column-major `lu`; the pivots from 0, and the first that is zero from 1.
-fn factor<E: Entry>(a: &[E], [m, n]: [usize; 2], lu: &mut [E::Real], pivots: &mut [usize], threads: usize) -> i32 {
-    let load = |lu: &mut [E::Real]| by_tiles([m, n], |i, j| lu[j * m + i] = a[i * n + j].real());
-    load(lu);
-    let mut order = vec![0; m];
-    if m * n > 0 {
-        E::Real::lu(m, n, lu, &mut order, threads);
+/// The reverse of [`load`].
+fn store<E: Entry>(from: &[E::Real], stride: usize, to: &mut [E], n: usize) {
+    for (to, from) in to.chunks_exact_mut(n.max(1)).zip(from.chunks_exact(stride.max(1))) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = E::of(*from));
     }
-    let zero = E::Real::default();
-    let regular = |j: usize| lu[j * m + j] != zero;
-    if !lu.iter().all(|x| x.finite()) || !(0..m.min(n)).all(regular) {
-        // The library divides by every pivot: zero and the smallest numbers need care.
-        load(lu);
-        return careful(lu, [m, n], pivots);
-    }
-    // The exchanges that bring the rows into their order.
-    let mut rows: Vec<usize> = (0..m).collect();
-    let mut places = rows.clone();
-    for (i, pivot) in pivots.iter_mut().enumerate() {
-        let p = places[order[i]];
-        *pivot = p;
-        rows.swap(i, p);
-        places[rows[p]] = p;
-        places[rows[i]] = i;
-    }
-    0
-}
-
-/// Elimination column by column, past pivots that are zero.
-fn careful<R: Real>(w: &mut [R], [m, n]: [usize; 2], pivots: &mut [usize]) -> i32 {
-    let mut info = 0;
-    for k in 0..m.min(n) {
-        let p = (k..m).fold(k, |p, i| if w[k * m + i].size() > w[k * m + p].size() { i } else { p });
-        pivots[k] = p;
-        (0..n).for_each(|j| w.swap(j * m + k, j * m + p));
-        let pivot = w[k * m + k];
-        if pivot == R::default() {
-            info = if info == 0 { k as i32 + 1 } else { info };
-            continue;
-        }
-        w[k * m + k + 1..(k + 1) * m].iter_mut().for_each(|x| *x = *x / pivot);
-        let (left, right) = w.split_at_mut((k + 1) * m);
-        let factors = &left[k * m + k + 1..];
-        for column in right.chunks_exact_mut(m) {
-            let above = column[k];
-            column[k + 1..].iter_mut().zip(factors).for_each(|(x, l)| *x = *x - *l * above);
-        }
-    }
-    info
 }
 
 /// The sign, the determinant and the logarithm of its magnitude; a power of two is kept apart, so that only the result can

@@ -8,6 +8,7 @@ mod dot;
 mod number;
 mod plain;
 mod skinny;
+pub(crate) mod update;
 
 use super::plan::Plan;
 use bimetal_core::cpu::parallel;
@@ -80,7 +81,7 @@ where
             let a = Lines { ptr: one.a.as_ptr(), line: plan.a[0], step: plan.a[1] };
             let b = Lines { ptr: one.b.as_ptr(), line: plan.b[1], step: plan.b[0] };
             // SAFETY: the plan's extents and strides are those of the operands, and `d` is this product's.
-            unsafe { product(path, extents, a, b, d, shared && extents.is_shared_work()) };
+            unsafe { product(path, extents, a, b, d, plan.n, shared && extents.is_shared_work()) };
         }
     };
     if products < 2 * parallel::threads() {

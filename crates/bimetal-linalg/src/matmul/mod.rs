@@ -5,6 +5,7 @@ mod gpu;
 mod plan;
 mod reference;
 
+pub(crate) use cpu::update;
 use bimetal_core::op::{self, Case, Cost, Definition, Expected, Fill, Input, Op, Peer, Role, Specs, Tolerance, Values};
 use bimetal_core::{DType, Error, Gpu, Result, Shape, Spec, Tensor};
 use plan::Plan;

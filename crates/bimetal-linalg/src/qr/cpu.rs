@@ -1,4 +1,4 @@
-//! QR on the CPU: small matrices of a batch in the lanes of vectors, larger ones one by one, large ones by faer.
+//! QR on the CPU: small matrices of a batch in the lanes of vectors, larger ones one by one, large ones by panels.
 
 mod lanes;
 mod large;
@@ -18,7 +18,7 @@ struct Params {
     in_lanes: usize,
     /// The part of the lanes that must be in use.
     lanes_used: usize,
-    /// Extents from which faer's blocks win, by the smaller one.
+    /// Extents from which panels win, by the smaller one.
     blocked: usize,
     /// Multiply-adds for which a second thread is woken.
     thread_work: usize,

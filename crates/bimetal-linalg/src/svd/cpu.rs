@@ -1,8 +1,9 @@
-//! Singular values and vectors on the CPU: faer's bidiagonalisation and divide and conquer, threads over the batch; Jacobi in
-//! the lanes of vectors for batches of small matrices.
+//! Singular values and vectors on the CPU: faer's bidiagonalisation and divide and conquer, threads over the batch; in the
+//! lanes of vectors for batches of small matrices.
 
 use crate::dense::{Real, each, scales};
-use crate::jacobi::cpu::{Batch, suits};
+use super::lanes::{Batch, suits};
+use crate::jacobi::cpu as jacobi;
 use crate::lanes::{Entry, Part};
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::parallel::{self, Shared};
@@ -19,7 +20,8 @@ pub(super) fn svd(a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
     // As for eigenvalues, faer's values without vectors are not exact enough in f32.
     let precise = outputs.len() == 2;
     let [.., m, n] = a.shape().dims() else { unreachable!("matrices") };
-    let small = suits(outputs[outputs.len() - 1].numel(), *m, *n) && !(outputs.len() == 4 && is_full(outputs));
+    let count = outputs[outputs.len() - 1].numel();
+    let small = if precise { jacobi::suits(count, *m, *n) } else { suits(count, *m, *n) && !is_full(outputs) };
     match a.dtype() {
         DType::F32 if small => interleaved::<f32>(a, outputs),
         DType::F16 if small => interleaved::<f16>(a, outputs),
@@ -41,38 +43,35 @@ fn is_full(outputs: &[&mut Tensor]) -> bool {
     extent(outputs[0], 1) > k || extent(outputs[2], 2) > k
 }
 
-/// A batch of small matrices, in the lanes of vectors; those without full rank one after the other.
+/// A batch of small matrices, in the lanes of vectors.
 fn interleaved<E: Entry<Real = f32>>(a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
     let dims = a.shape().dims();
     let [m, n] = [dims[dims.len() - 2], dims[dims.len() - 1]];
     let a = a.as_slice::<E>()?;
-    let (u, s, vh, status) = match outputs {
-        [u, s, vh, status] => (Some(u.as_mut_slice::<E>()?), s, Some(vh.as_mut_slice::<E>()?), status),
-        [s, status] => (None, s, None, status),
+    let (vectors, s, status) = match outputs {
+        [u, s, vh, status] => (Some([Shared::new(u.as_mut_slice::<E>()?), Shared::new(vh.as_mut_slice::<E>()?)]), s, status),
+        [s, status] => (None, s, status),
         _ => unreachable!("two or four outputs"),
     };
-    let (s, status) = (s.as_mut_slice::<E>()?, status.as_mut_slice::<i32>()?);
-    let batch = Batch {
-        a,
-        m,
-        n,
-        count: status.len(),
-        part: Part::All,
-        symmetric: false,
-        values: Shared::new(s),
-        left: u.map(Shared::new),
-        right: vh.map(Shared::new),
-        status: Shared::new(status),
+    let (values, status) = (Shared::new(s.as_mut_slice::<E>()?), status.as_mut_slice::<i32>()?);
+    let (count, status) = (status.len(), Shared::new(status));
+    let Some(vectors) = vectors else {
+        // Values alone are held to a smaller error, and Jacobi's rotations give each of them to a few roundings.
+        let (part, symmetric, left, right) = (Part::All, false, None, None);
+        let batch = jacobi::Batch { a, m, n, count, part, symmetric, values, left, right, status };
+        batch.run(|_| unreachable!("only vectors want completing"));
+        return Ok(());
     };
+    let batch = Batch { a, m, n, count, values, vectors, status };
     let k = m.min(n);
     batch.run(|i| {
-        let (Some(u), Some(vh)) = (&batch.left, &batch.right) else { return };
         // SAFETY: each matrix has outputs of its own.
         let (target, status) = unsafe {
-            let (u, s) = (u.slice(i * m * k..(i + 1) * m * k), batch.values.slice(i * k..(i + 1) * k));
-            (Target { u, s, vh: vh.slice(i * k * n..(i + 1) * k * n) }, batch.status.slice(i..i + 1))
+            let [u, vh] = &batch.vectors;
+            let (u, vh) = (u.slice(i * m * k..(i + 1) * m * k), vh.slice(i * k * n..(i + 1) * k * n));
+            (Target { u, s: batch.values.slice(i * k..(i + 1) * k), vh }, batch.status.slice(i..i + 1))
         };
-        status[0] = decompose::<E, f32>(&a[i * m * n..][..m * n], [m, n], true, target, Par::Seq);
+        status[0] = decompose::<E, f64>(&a[i * m * n..][..m * n], [m, n], true, target, Par::Seq);
     });
     Ok(())
 }

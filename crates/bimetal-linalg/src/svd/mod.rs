@@ -3,6 +3,7 @@
 mod api;
 mod cpu;
 pub(crate) mod gpu;
+mod lanes;
 pub(crate) mod reference;
 
 pub use api::*;

@@ -199,16 +199,17 @@ impl Blocks {
     }
 }
 
-/// `d = a·b`, with `d` row-major.
+/// `d = a·b`, with rows of `d` that are `line` apart.
 ///
 /// # Safety
-/// `a` has `m` lines and `b` `n` lines of `k` > 0 elements, and `d` has room for `m·n`.
+/// `a` has `m` lines and `b` `n` lines of `k` > 0 elements, and `d` has room for `m` rows of `n`.
 pub(super) unsafe fn product<P: Path>(
     path: P,
     extents: Extents,
     a: Lines<P::Source>,
     b: Lines<P::Source>,
     d: Target<P::Out>,
+    line: usize,
     shared: bool,
 ) {
     let Extents { m, n, k } = extents;
@@ -243,7 +244,7 @@ pub(super) unsafe fn product<P: Path>(
                         columns,
                     };
                     // SAFETY: the operands are packed, the sums are this thread's, and blocks of `d` are disjoint.
-                    unsafe { block.run(path, &blocks, [a_packed, b_packed], sums, d.at((i + row) * n + j + column), n) };
+                    unsafe { block.run(path, &blocks, [a_packed, b_packed], sums, d.at((i + row) * line + j + column), line) };
                 }
             });
         }
@@ -295,7 +296,7 @@ struct Block {
 }
 
 impl Block {
-    /// Sums the block and stores it in rows of `d` that are `n` apart.
+    /// Sums the block and stores it in rows of `d` that are `line` apart.
     ///
     /// # Safety
     /// The operands are packed for it, `sums` has room for the block and `d` for its part of the result.
@@ -306,7 +307,7 @@ impl Block {
         [a, b]: [Target<P::Unit>; 2],
         sums: Target<P::Sum>,
         d: *mut P::Out,
-        n: usize,
+        line: usize,
     ) {
         let (mr, nr) = (blocks.mr, blocks.nr);
         let (a_lines, b_lines) = (self.rows.next_multiple_of(mr), self.columns.next_multiple_of(nr));
@@ -327,7 +328,7 @@ impl Block {
         }
         for row in 0..self.height {
             // SAFETY: the row is within the block.
-            unsafe { path.finish(sums.at(row * blocks.columns), d.add(row * n), self.width) };
+            unsafe { path.finish(sums.at(row * blocks.columns), d.add(row * line), self.width) };
         }
     }
 }

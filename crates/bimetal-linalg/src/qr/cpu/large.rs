@@ -1,19 +1,17 @@
-//! Large matrices: panels by reflectors, and what is beside them by products, `A − V·Tᵀ·(Vᵀ·A)`, with faer's kernels.
+//! Large matrices: panels by reflectors, and what is beside them by products, `A − V·Tᵀ·(Vᵀ·A)`.
 
 use super::real::{Memory, Real, Stored, scale, scan};
 use super::rows::factor as factor_rows;
 use super::{Form, Parts};
+use crate::matmul::update::{Store, View};
 use crate::qr::Dims;
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::simd::{Kernel, Level, Simd, dispatch_at};
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
-
 /// Columns of a panel: fewer where the smaller extent is below the last number.
 const WIDTHS: [usize; 3] = [32, 64, 300];
 /// Elements of a matrix from which products use all threads.
-const THREADS_FROM: usize = 250 * 250;
+const THREADS_FROM: usize = 400 * 400;
 
 /// Factorises one matrix with at most this many threads.
 pub(super) fn factor<E: Stored>(form: Form, dims: &Dims, a: &[E], parts: Parts<E>, threads: usize) {
@@ -27,7 +25,7 @@ pub(super) fn factor<E: Stored>(form: Form, dims: &Dims, a: &[E], parts: Parts<E
         return;
     }
     let scale = scale(largest);
-    let par = if threads > 1 && m * n >= THREADS_FROM { Par::rayon(threads) } else { Par::Seq };
+    let shared = threads > 1 && m * n >= THREADS_FROM;
     let width = WIDTHS[usize::from(k >= WIDTHS[2])];
     let columns = form.columns(dims);
     let mut memory = Memory::take(m * n + m * columns + k * m + k + k * width + 2 * width * n.max(columns) + width * width);
@@ -37,7 +35,7 @@ pub(super) fn factor<E: Stored>(form: Form, dims: &Dims, a: &[E], parts: Parts<E
     let (tau, rest) = rest.split_at_mut(k);
     let (t, spare) = rest.split_at_mut(k * width);
     x.iter_mut().zip(a).for_each(|(x, a)| *x = a.widen() * scale);
-    let mut work = Work { m, width, par, v, tau, t, spare };
+    let mut work = Work { m, width, shared, v, tau, t, spare };
     for start in (0..k).step_by(width) {
         work.panel(x, n, start, k);
         let from = start + width.min(k - start);
@@ -68,7 +66,7 @@ pub(super) fn factor<E: Stored>(form: Form, dims: &Dims, a: &[E], parts: Parts<E
 struct Work<'a, T> {
     m: usize,
     width: usize,
-    par: Par,
+    shared: bool,
     /// For each panel its reflectors as lines, from the panel's first row on.
     v: &'a mut [T],
     tau: &'a mut [T],
@@ -100,9 +98,12 @@ impl<T: Real> Work<'_, T> {
         dispatch_at(Level::current(), Panel { x: &mut x[start * n + start..], n, rows, v, tau });
         // T, column by column, from the products of the reflectors.
         let gram = &mut self.spare[..count * count];
-        let lines = MatRef::from_row_major_slice(v, count, rows);
-        let mut product = MatMut::from_row_major_slice_mut(gram, count, count);
-        matmul(product.as_mut(), Accum::Replace, lines, lines.transpose(), T::ONE, self.par);
+        let lines = View { p: v.as_ptr(), row: rows, column: 1 };
+        // SAFETY: there are `count` reflectors of as many elements, and room for their products.
+        unsafe {
+            let operands = [lines, lines.transposed()];
+            T::multiply(Store::Replace, [count, rows, count], operands, gram.as_mut_ptr(), count, self.shared);
+        }
         let t = &mut self.t[start * self.width..][..count * count];
         t.fill(T::default());
         for j in 0..count {
@@ -121,18 +122,22 @@ impl<T: Real> Work<'_, T> {
         }
         let (rows, count, across) = (self.m - start, self.width.min(k - start), columns - from);
         let place = self.place(start);
-        let v = MatRef::from_row_major_slice(&self.v[place..][..count * rows], count, rows);
-        let t = MatRef::from_row_major_slice(&self.t[start * self.width..][..count * count], count, count);
+        let view = |x: &[T], row: usize| View { p: x.as_ptr(), row, column: 1 };
+        let v = view(&self.v[place..][..count * rows], rows);
+        let t = view(&self.t[start * self.width..][..count * count], count);
+        let t = if forward { t.transposed() } else { t };
         let (products, weights) = self.spare.split_at_mut(count * across);
-        let mut products = MatMut::from_row_major_slice_mut(products, count, across);
-        let mut weights = MatMut::from_row_major_slice_mut(&mut weights[..count * across], count, across);
-        let x = &mut x[start * columns + from..];
-        // Not `from_row_major_slice_with_stride_mut`, which makes a column-major matrix in faer 0.24.4.
-        let x = MatMut::from_column_major_slice_with_stride_mut(x, across, rows, columns).transpose_mut();
-        let t = if forward { t.transpose() } else { t };
-        matmul(products.as_mut(), Accum::Replace, v, x.as_ref(), T::ONE, self.par);
-        matmul(weights.as_mut(), Accum::Replace, t, products.as_ref(), T::ONE, self.par);
-        matmul(x, Accum::Add, v.transpose(), weights.as_ref(), -T::ONE, self.par);
+        let weights = &mut weights[..count * across];
+        let x = &mut x[start * columns + from..][..(rows - 1) * columns + across];
+        // SAFETY: the extents are those of the slices.
+        unsafe {
+            let multiply = |store, extents, operands, d: &mut [T], line| {
+                T::multiply(store, extents, operands, d.as_mut_ptr(), line, self.shared);
+            };
+            multiply(Store::Replace, [count, rows, across], [v, view(x, columns)], products, across);
+            multiply(Store::Replace, [count, count, across], [t, view(products, across)], weights, across);
+            multiply(Store::Subtract, [rows, count, across], [v.transposed(), view(weights, across)], x, columns);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) trait Real:
     + Mul<Output = Self>
     + Div<Output = Self>
     + Neg<Output = Self>
-    + faer::traits::RealField
+    + crate::matmul::update::Updates
     + 'static
 {
     /// A vector.
