@@ -9,8 +9,12 @@ use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
 use bimetal_core::{Result, Tensor};
 use std::ops::Range;
 
-/// The largest order whose batches are interleaved.
-const SMALL: usize = 8;
+/// The largest order whose batches are interleaved: on two cores with AVX-512, 500 of 16×16 took 119 µs so and 181 µs by
+/// rows, 10000 of 32×32 9.4 and 11.8 to 15.1 ms.
+const SMALL: usize = 32;
+/// Matrices from which it pays, and the order up to which it does in any case.
+const LEAST_MATRICES: usize = 4;
+const ALWAYS: usize = 8;
 /// The largest order whose lower triangle is factored as it is.
 const AS_GIVEN: usize = 96;
 /// Rows of a lower triangle that are transposed together.
@@ -34,7 +38,7 @@ pub(super) fn cholesky(upper: bool, [count, n]: [usize; 2], a: &Tensor, outputs:
 fn factor<E: Entry>(upper: bool, [count, n]: [usize; 2], a: &[E], l: &mut [E], status: &mut [i32]) {
     let size = n * n;
     let (factors, statuses) = (Shared::new(l), Shared::new(status));
-    let small = n <= SMALL;
+    let small = n <= SMALL && (count >= LEAST_MATRICES || n <= ALWAYS);
     // By rows, each step costs as much as some hundred operations.
     let flops = if small { n * n * n / 24 } else { n * n * n / 6 + 300 * n };
     parallel::ranges(count, grain(flops, if small { MAX_LANES } else { 1 }), |range| {
