@@ -62,7 +62,7 @@ struct Shortest {
     rcond: Option<f64>,
 }
 
-/// [`lstsq`](crate::lstsq) by the method of [`LstsqParams`]: for rank-deficient matrices the shortest of all least-squares
+/// [`lstsq`](crate::lstsq()) by the method of [`LstsqParams`]: for rank-deficient matrices the shortest of all least-squares
 /// solutions, and the rank. NaN or infinity in `b` reaches the solutions of its own column alone.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use bimetal_core::{Problem, Result, Tensor};
 pub enum PcaMethod {
     /// The whole singular value decomposition.
     Full,
-    /// A random sketch, as [`svd_truncated`](crate::svd_truncated).
+    /// A random sketch, as [`svd_truncated`](crate::svd_truncated()).
     Randomized {
         /// Columns of the sketch beyond the components.
         oversampling: usize,

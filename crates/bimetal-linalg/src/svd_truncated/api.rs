@@ -58,7 +58,7 @@ pub struct SvdTruncated {
 }
 
 /// The first `rank` singular values and vectors of matrices `[…, m, n]` by a random sketch, for a fraction of the work of
-/// [`svd`](crate::svd): the range of `(A·Aᵀ)^q·A·Ω`, and the decomposition of `A` within it (Halko, Martinsson and Tropp,
+/// [`svd`](crate::svd()): the range of `(A·Aᵀ)^q·A·Ω`, and the decomposition of `A` within it (Halko, Martinsson and Tropp,
 /// *Finding structure with randomness*, 2011, algorithms 4.4 and 5.1). Values are at most those of `A`; with `σ` falling fast
 /// they are as good as those of `svd`, with `σ` falling slowly the error is within a small factor of the best, `σ_{rank+1}`.
 ///
