@@ -1,5 +1,5 @@
 //! The allocator's settings: references hold f64 vectors of ten million elements, and pages that went back to the system
-//! between two of them would be cleared anew each time, which was a fifth of a benchmark's time.
+//! between two of them would be cleared anew each time.
 
 /// Lets freed memory stay with the process where the C library can.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]

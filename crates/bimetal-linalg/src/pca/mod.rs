@@ -142,9 +142,9 @@ impl Op for Analysis {
         let torch = matches!(inputs[0].dtype, DType::F32 | DType::F64) && self.method == PcaMethod::Full;
         let torch = torch.then(|| {
             format!(
-                "[(y0.copy_(v[..., :{k}, :]), y1.copy_(s[..., :{k}]**2/{d}), y2.copy_(s[..., :{k}]**2/(s**2).sum(-1, \
-                 keepdim=True)), y3.copy_(c.squeeze(-2)), y4.copy_(s[..., :{k}])) for c in [x0.mean(-2, keepdim=True)] for \
-                 u, s, v in [torch.linalg.svd(x0 - c, full_matrices=False)]]",
+                "[y.copy_(z) for c in [x0.mean(-2, keepdim=True)] for u, s, v in [torch.linalg.svd(x0 - c, \
+                 full_matrices=False)] for y, z in zip((y0, y1, y2, y3, y4), (v[..., :{k}, :], s[..., :{k}]**2/{d}, \
+                 s[..., :{k}]**2/(s**2).sum(-1, keepdim=True), c.squeeze(-2), s[..., :{k}]))]",
                 d = m - 1
             )
         });

@@ -199,17 +199,9 @@ impl Op for Decomposition {
         self.steps(inputs[0], outputs)
     }
 
-    /// PyTorch's own random method, of as wide a sketch, cut to the rank; it estimates no error.
-    fn peer(&self, inputs: &[&Spec]) -> Peer {
-        let Ok(batch) = Batch::of(self.name(), "a", &inputs[0].shape) else { return Peer::default() };
-        let (q, k, iterations) = (self.columns(&batch), self.rank, self.params.power_iterations);
-        let torch = matches!(inputs[0].dtype, DType::F32 | DType::F64).then(|| {
-            format!(
-                "[y.copy_(x) for u, s, v in [torch.svd_lowrank(x0, q={q}, niter={iterations})] for y, x in \
-                 zip((y0, y1, y2), (u[..., :{k}], s[..., :{k}], v.mT[..., :{k}, :]))]"
-            )
-        });
-        Peer { torch: torch.map(Into::into), torch_setup: None, numpy: None }
+    /// PyTorch's `svd_lowrank` has no bound of the error, without which outputs are not accepted.
+    fn peer(&self, _: &[&Spec]) -> Peer {
+        Peer::default()
     }
 }
 
