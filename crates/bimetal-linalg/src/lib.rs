@@ -2,6 +2,7 @@
 
 mod blocks;
 mod compose;
+mod conquer;
 mod dense;
 mod eliminate;
 mod interleaved;

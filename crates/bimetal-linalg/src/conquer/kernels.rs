@@ -1,0 +1,411 @@
+//! The kernels of divide and conquer: a cube that takes a block of the matrix through all its merges in shared memory, and the
+//! steps of larger merges, each over the whole batch.
+
+// The `#[cube]` macro adds a public module without documentation beside each function.
+#![allow(missing_docs)]
+
+use super::steps::{
+    INDICES, Merge, NUMBERS, VALUES, WEIGHTS, arrange, deflate, exact_weight, parts, root, turn,
+};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+/// Elements after a row of a matrix in shared memory, so that rows begin in different banks.
+pub const PAD: usize = 8;
+/// Rows and columns of the result that a cube computes, units along each side of it, and the length of the sums between
+/// barriers.
+pub const TILE: usize = 64;
+pub const SIDE: usize = 16;
+pub const DEPTH: usize = 16;
+
+/// The merge that row `row` of a matrix of `n` rows belongs to when blocks of `span` rows meet; the tables' places of the
+/// matrix begin at `table`.
+#[cube]
+fn merge_of(row: usize, n: usize, span: usize, table: usize, size: usize) -> Merge {
+    let first = row / (2 * span) * (2 * span);
+    Merge { first: table + first, left: min(span, n - first), len: min(2 * span, n - first), size }
+}
+
+/// What row `row` of `vectors` has beside the boundary of the halves, with the sign of the coupling, over √2.
+#[cube]
+fn weight<F: Float>(vectors: &[F], row_start: usize, local: usize, merge: &Merge, first: usize, coupling: F) -> F {
+    let right = local >= merge.left;
+    let scale = select(right && coupling < F::new(0.0), F::new(-0.70710678118654752), F::new(0.70710678118654752));
+    let column = first + select(right, merge.left, merge.left - 1);
+    select(merge.left < merge.len, vectors[row_start + min(column, first + merge.len - 1)] * scale, F::new(0.0))
+}
+
+/// Twice the size of the coupling between the halves of a merge, and the coupling.
+#[cube]
+fn coupling<F: Float>(off: &[F], merge: &Merge) -> (F, F) {
+    let value = select(merge.left < merge.len, off[merge.first + merge.left - 1], F::new(0.0));
+    (value.abs() + value.abs(), value)
+}
+
+/// Eigenvalues, ascending, and eigenvectors, as rows, of the diagonal blocks of `most` rows of tridiagonal matrices from
+/// which the couplings of all rows were taken; a cube for each block.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn base<F: Float>(
+    diagonal: &[F],
+    off: &[F],
+    values: &mut [F],
+    vectors: &mut [F],
+    count: usize,
+    n: usize,
+    #[comptime] most: usize,
+    #[comptime] lanes: u32,
+    #[comptime] double: bool,
+    #[define(F)] _elem: ElemType,
+) {
+    let ld = comptime!(most + PAD);
+    let mut numbers = Shared::<[F]>::new_slice(comptime!(NUMBERS * most));
+    let mut indices = Shared::<[u32]>::new_slice(comptime!(INDICES * most));
+    let mut coupled = Shared::<[F]>::new_slice(most);
+    let mut mix = Shared::<[F]>::new_slice(comptime!(most * (most + PAD)));
+    let mut q = Shared::<[F]>::new_slice(comptime!(2 * most * (most + PAD)));
+    let blocks = n.div_ceil(most);
+    let block = min(CUBE_POS, count * blocks - 1);
+    let inside = CUBE_POS < count * blocks;
+    let from = block / blocks * n + block % blocks * most;
+    let begin = block % blocks * most;
+    let len = min(most, n - begin);
+    let zero = F::new(0.0);
+    let unit = UNIT_POS as usize;
+    let units = CUBE_DIM as usize;
+    let mut e = unit;
+    while e < comptime!(most * (most + PAD)) {
+        mix[e] = zero;
+        q[e] = select(e / ld == e % ld, F::new(1.0), zero);
+        q[comptime!(most * (most + PAD)) + e] = zero;
+        e += units;
+    }
+    e = unit;
+    while e < len {
+        let before = select(begin + e > 0, off[from + max(e, 1usize) - 1], zero);
+        let before = select(begin > 0 && e == 0, off[max(from, 1usize) - 1], before);
+        let after = select(begin + e + 1 < n, off[from + e], zero);
+        numbers[comptime!(VALUES * most) + e] = diagonal[from + e] - before.abs() - after.abs();
+        coupled[e] = after;
+        e += units;
+    }
+    sync_cube();
+    let lane = UNIT_POS % lanes;
+    let group = unit / comptime!(lanes as usize);
+    let groups = units / comptime!(lanes as usize);
+    let rounds = len.div_ceil(groups);
+    let mut source = 0usize;
+    let mut span = 1usize;
+    while span < len {
+        e = unit;
+        while e < len {
+            let merge = merge_of(e, len, span, 0usize, most);
+            let (_, between) = coupling::<F>(&coupled, &merge);
+            numbers[comptime!(WEIGHTS * most) + e] =
+                weight::<F>(&q, source + e * ld, e - merge.first, &merge, merge.first, between);
+            e += units;
+        }
+        sync_cube();
+        e = unit;
+        while e < len {
+            let merge = merge_of(e, len, span, 0usize, most);
+            arrange::<F>(&mut numbers, &mut indices, &merge, e - merge.first);
+            e += units;
+        }
+        sync_cube();
+        e = unit * 2 * span;
+        while e < len {
+            let merge = merge_of(e, len, span, 0usize, most);
+            let (rho, _) = coupling::<F>(&coupled, &merge);
+            deflate::<F>(&mut numbers, &mut indices, &merge, rho, double);
+            e += units * 2 * span;
+        }
+        sync_cube();
+        for round in 0..rounds {
+            let e = group + round * groups;
+            let merge = merge_of(min(e, len - 1), len, span, 0usize, most);
+            let (rho, _) = coupling::<F>(&coupled, &merge);
+            let at = min(e, len - 1) - merge.first;
+            root::<F>(&mut numbers, &mut indices, &merge, at, rho, e < len, lane, lanes, double);
+        }
+        sync_cube();
+        for round in 0..rounds {
+            let e = group + round * groups;
+            let merge = merge_of(min(e, len - 1), len, span, 0usize, most);
+            exact_weight::<F>(&mut numbers, &indices, &merge, min(e, len - 1) - merge.first, e < len, lane, lanes);
+        }
+        sync_cube();
+        for round in 0..rounds {
+            let e = group + round * groups;
+            let merge = merge_of(min(e, len - 1), len, span, 0usize, most);
+            let start = merge.first * comptime!(most + PAD + 1);
+            let at = min(e, len - 1) - merge.first;
+            parts::<F>(&mut numbers, &indices, &mut mix, &merge, start, ld, at, e < len, lane, lanes);
+        }
+        sync_cube();
+        e = unit;
+        while e < len {
+            let merge = merge_of(e, len, span, 0usize, most);
+            let start = merge.first * comptime!(most + PAD + 1);
+            turn::<F>(&mut numbers, &indices, &mut mix, &merge, start, ld, e - merge.first);
+            e += units;
+        }
+        sync_cube();
+        let target = comptime!(most * (most + PAD)) - source;
+        combine_block::<F>(&mix, &mut q, source, target, len, span, ld);
+        sync_cube();
+        source = target;
+        span *= 2;
+    }
+    if inside {
+        e = unit;
+        while e < len * len {
+            let (row, column) = (e / len, e % len);
+            vectors[(from + row) * n + begin + column] = q[source + row * ld + column];
+            e += units;
+        }
+        e = unit;
+        while e < len {
+            values[from + e] = numbers[comptime!(VALUES * most) + e];
+            e += units;
+        }
+    }
+}
+
+/// `q[target] = mixᵀ·q[source]`, where the rows of `mix` are those of blocks of `2·span` rows, and those of `q[source]` of blocks of
+/// `span` rows; elsewhere both are zero.
+#[cube]
+fn combine_block<F: Float>(
+    mix: &[F],
+    q: &mut [F],
+    source: usize,
+    target: usize,
+    len: usize,
+    span: usize,
+    ld: usize,
+) {
+    let side = len.div_ceil(4usize);
+    let mut tile = UNIT_POS as usize;
+    let wide = 2 * span;
+    while tile < side * side {
+        let row = tile / side * 4;
+        let column = tile % side * 4;
+        // The blocks that the tile's rows and columns reach.
+        let meet = row / wide * wide < (column + 3) / wide * wide + wide
+            && column / wide * wide < (row + 3) / wide * wide + wide;
+        if meet {
+            let mut sums = Array::<F>::new(16usize);
+            #[unroll]
+            for s in 0..16usize {
+                sums[s] = F::new(0.0);
+            }
+            let from = column / span * span;
+            let to = min((column + 3) / span * span + span, len);
+            for j in from..to {
+                let left = j * ld + row;
+                let right = source + j * ld + column;
+                #[unroll]
+                for i in 0..4usize {
+                    let factor = mix[left + i];
+                    #[unroll]
+                    for k in 0..4usize {
+                        sums[i * 4 + k] += factor * q[right + k];
+                    }
+                }
+            }
+            #[unroll]
+            for i in 0..4usize {
+                #[unroll]
+                for k in 0..4usize {
+                    q[target + (row + i) * ld + column + k] = sums[i * 4 + k];
+                }
+            }
+        }
+        tile += CUBE_DIM as usize;
+    }
+}
+
+/// Weights, order and deflation of merges of blocks of `span` rows; a cube for each merge.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn join<F: Float>(
+    off: &[F],
+    values: &[F],
+    vectors: &[F],
+    numbers: &mut [F],
+    indices: &mut [u32],
+    count: usize,
+    n: usize,
+    span: usize,
+    #[comptime] double: bool,
+    #[define(F)] _elem: ElemType,
+) {
+    let merges = n.div_ceil(2 * span);
+    let at = min(CUBE_POS, count * merges - 1);
+    // Cubes past the last merge do it again without a unit that writes.
+    let inside = CUBE_POS < count * merges;
+    let matrix = at / merges;
+    let row = at % merges * 2 * span;
+    let merge = merge_of(row, n, span, matrix * n, count * n);
+    let (rho, between) = coupling::<F>(off, &merge);
+    let end = select(inside, merge.len, 0usize);
+    let mut e = UNIT_POS as usize;
+    while e < end {
+        numbers[comptime!(VALUES) * merge.size + merge.first + e] = values[merge.first + e];
+        numbers[comptime!(WEIGHTS) * merge.size + merge.first + e] =
+            weight::<F>(vectors, (merge.first + e) * n, e, &merge, row, between);
+        e += CUBE_DIM as usize;
+    }
+    sync_cube();
+    sync_storage();
+    e = UNIT_POS as usize;
+    while e < end {
+        arrange::<F>(numbers, indices, &merge, e);
+        e += CUBE_DIM as usize;
+    }
+    sync_cube();
+    sync_storage();
+    if UNIT_POS == 0 && inside {
+        deflate::<F>(numbers, indices, &merge, rho, double);
+    }
+}
+
+/// Roots of the merges; `lanes` units for each row of the batch.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn roots<F: Float>(
+    off: &[F],
+    numbers: &mut [F],
+    indices: &mut [u32],
+    count: usize,
+    n: usize,
+    span: usize,
+    #[comptime] lanes: u32,
+    #[comptime] double: bool,
+    #[define(F)] _elem: ElemType,
+) {
+    let group = ABSOLUTE_POS / comptime!(lanes as usize);
+    let active = group < count * n;
+    let at = min(group, count * n - 1);
+    let merge = merge_of(at % n, n, span, at / n * n, count * n);
+    let (rho, _) = coupling::<F>(off, &merge);
+    root::<F>(numbers, indices, &merge, at - merge.first, rho, active, UNIT_POS % lanes, lanes, double);
+}
+
+/// The weights for which the roots are exact; `lanes` units for each row of the batch.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn weights<F: Float>(
+    numbers: &mut [F],
+    indices: &[u32],
+    count: usize,
+    n: usize,
+    span: usize,
+    #[comptime] lanes: u32,
+    #[define(F)] _elem: ElemType,
+) {
+    let group = ABSOLUTE_POS / comptime!(lanes as usize);
+    let at = min(group, count * n - 1);
+    let merge = merge_of(at % n, n, span, at / n * n, count * n);
+    exact_weight::<F>(numbers, indices, &merge, at - merge.first, group < count * n, UNIT_POS % lanes, lanes);
+}
+
+/// The parts that old vectors have in new ones, and the new values in order; `lanes` units for each row of the batch.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn mixtures<F: Float>(
+    numbers: &mut [F],
+    indices: &[u32],
+    mix: &mut [F],
+    values: &mut [F],
+    count: usize,
+    n: usize,
+    span: usize,
+    #[comptime] lanes: u32,
+    #[define(F)] _elem: ElemType,
+) {
+    let group = ABSOLUTE_POS / comptime!(lanes as usize);
+    let active = group < count * n;
+    let at = min(group, count * n - 1);
+    let merge = merge_of(at % n, n, span, at / n * n, count * n);
+    let start = merge.first * n + merge.first % n;
+    let lane = UNIT_POS % lanes;
+    let rank = parts::<F>(numbers, indices, mix, &merge, start, n, at - merge.first, active, lane, lanes);
+    sync_cube();
+    sync_storage();
+    if active && lane == 0 {
+        turn::<F>(numbers, indices, mix, &merge, start, n, rank);
+        values[merge.first + rank] = numbers[comptime!(VALUES) * merge.size + merge.first + rank];
+    }
+}
+
+/// The new vectors `mixᵀ·vectors` of merges of blocks of `span` rows; a cube for each tile of every merge.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn combine<F: Float>(
+    mix: &[F],
+    vectors: &[F],
+    out: &mut [F],
+    count: usize,
+    n: usize,
+    span: usize,
+    #[define(F)] _elem: ElemType,
+) {
+    let per_unit = comptime!(TILE / SIDE);
+    let mut left = Shared::<[F]>::new_slice(comptime!(DEPTH * TILE));
+    let mut right = Shared::<[F]>::new_slice(comptime!(DEPTH * TILE));
+    let merges = n.div_ceil(2 * span);
+    let tiles = (2 * span).div_ceil(comptime!(TILE));
+    let cube = min(CUBE_POS, count * merges * tiles * tiles - 1);
+    let matrix = cube / (merges * tiles * tiles);
+    let begin = cube / (tiles * tiles) % merges * 2 * span;
+    let len = min(2 * span, n - begin);
+    let halves = min(span, len);
+    let row = cube / tiles % tiles * comptime!(TILE);
+    let column = cube % tiles * comptime!(TILE);
+    let from = matrix * n * n + begin * n + begin;
+    let first = select(column < halves, 0usize, halves);
+    let end = select(column + comptime!(TILE) <= halves, halves, len);
+    let end = select(row < len && column < len && CUBE_POS == cube, end, first);
+    let fast = UNIT_POS as usize % comptime!(SIDE);
+    let slow = UNIT_POS as usize / comptime!(SIDE);
+    let mut sums = Array::<F>::new(comptime!((TILE / SIDE) * (TILE / SIDE)));
+    #[unroll]
+    for s in 0..comptime!((TILE / SIDE) * (TILE / SIDE)) {
+        sums[s] = F::new(0.0);
+    }
+    let mut depth = first;
+    while depth < end {
+        let mut e = UNIT_POS as usize;
+        while e < comptime!(DEPTH * TILE) {
+            let j = depth + e / comptime!(TILE);
+            let (r, c) = (row + e % comptime!(TILE), column + e % comptime!(TILE));
+            let there = min(j, len - 1) * n;
+            let a = mix[from + there + min(r, len - 1)];
+            let b = vectors[from + there + min(c, len - 1)];
+            left[e] = select(j < end && r < len, a, F::new(0.0));
+            // Vectors of one half have nothing in the other, where memory was not written.
+            right[e] = select(j < end && c < len && (j < halves) == (c < halves), b, F::new(0.0));
+            e += comptime!(SIDE * SIDE);
+        }
+        sync_cube();
+        for l in 0..comptime!(DEPTH) {
+            #[unroll]
+            for i in 0..per_unit {
+                let factor = left[l * comptime!(TILE) + slow * per_unit + i];
+                #[unroll]
+                for k in 0..per_unit {
+                    sums[i * per_unit + k] += factor * right[l * comptime!(TILE) + fast + k * comptime!(SIDE)];
+                }
+            }
+        }
+        sync_cube();
+        depth += comptime!(DEPTH);
+    }
+    if end > first {
+        #[unroll]
+        for i in 0..per_unit {
+            #[unroll]
+            for k in 0..per_unit {
+                let (r, c) = (row + slow * per_unit + i, column + fast + k * comptime!(SIDE));
+                if r < len && c < len {
+                    out[from + r * n + c] = sums[i * per_unit + k];
+                }
+            }
+        }
+    }
+}
