@@ -5,7 +5,8 @@
 #![allow(missing_docs)]
 
 use super::steps::{
-    INDICES, Merge, NUMBERS, VALUES, WEIGHTS, arrange, deflate, exact_weight, parts, root, turn,
+    INDICES, Merge, NONE, NULLS, NUMBERS, PIVOTS, Side, VALUES, WEIGHTS, arrange, deflate, exact_weight, find_null, parts,
+    root, turn,
 };
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -26,43 +27,64 @@ fn merge_of(row: usize, n: usize, span: usize, table: usize, size: usize) -> Mer
     Merge { first: table + first, left: min(span, n - first), len: min(2 * span, n - first), size }
 }
 
-/// What row `row` of `vectors` has beside the boundary of the halves, with the sign of the coupling, over √2.
+/// What row `local` of the merge, whose part of `vectors` begins at `row_start`, has beside the boundary of the halves, times
+/// its share of what couples them.
 #[cube]
-fn weight<F: Float>(vectors: &[F], row_start: usize, local: usize, merge: &Merge, first: usize, coupling: F) -> F {
+fn weight<F: Float>(
+    vectors: &[F],
+    row_start: usize,
+    local: usize,
+    merge: &Merge,
+    first: usize,
+    shares: (F, F),
+) -> F {
     let right = local >= merge.left;
-    let scale = select(right && coupling < F::new(0.0), F::new(-0.70710678118654752), F::new(0.70710678118654752));
     let column = first + select(right, merge.left, merge.left - 1);
-    select(merge.left < merge.len, vectors[row_start + min(column, first + merge.len - 1)] * scale, F::new(0.0))
+    let share = select(right, shares.1, shares.0);
+    select(merge.left < merge.len, vectors[row_start + min(column, first + merge.len - 1)] * share, F::new(0.0))
 }
 
-/// Twice the size of the coupling between the halves of a merge, and the coupling.
+/// What couples the halves of a merge: ρ, and the factors of the left and the right half's weights.
 #[cube]
-fn coupling<F: Float>(off: &[F], merge: &Merge) -> (F, F) {
-    let value = select(merge.left < merge.len, off[merge.first + merge.left - 1], F::new(0.0));
-    (value.abs() + value.abs(), value)
+fn coupling<F: Float>(diagonal: &[F], off: &[F], merge: &Merge, #[comptime] side: Side) -> (F, F, F) {
+    let middle = merge.first + merge.left - 1;
+    let value = select(merge.left < merge.len, off[middle], F::new(0.0));
+    if comptime!(side.squared()) {
+        (F::new(0.0), diagonal[middle], value)
+    } else {
+        let share = F::new(0.70710678118654752);
+        (value.abs() + value.abs(), share, select(value < F::new(0.0), F::new(0.0) - share, share))
+    }
 }
 
-/// Eigenvalues, ascending, and eigenvectors, as rows, of the diagonal blocks of `most` rows of tridiagonal matrices from
-/// which the couplings of all rows were taken; a cube for each block.
+/// Values, ascending, and vectors, as rows, of the diagonal blocks of `most` rows of tridiagonal matrices from which the
+/// couplings of all rows were taken, or of bidiagonal ones; a cube for each block.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn base<F: Float>(
     diagonal: &[F],
     off: &[F],
     values: &mut [F],
     vectors: &mut [F],
+    lefts: &mut [F],
+    nulls: &mut [u32],
     count: usize,
     n: usize,
     #[comptime] most: usize,
     #[comptime] lanes: u32,
+    #[comptime] side: Side,
     #[comptime] double: bool,
     #[define(F)] _elem: ElemType,
 ) {
+    let squared = comptime!(side.squared());
     let ld = comptime!(most + PAD);
+    let area = comptime!(most * (most + PAD));
     let mut numbers = Shared::<[F]>::new_slice(comptime!(NUMBERS * most));
     let mut indices = Shared::<[u32]>::new_slice(comptime!(INDICES * most));
+    let mut main = Shared::<[F]>::new_slice(most);
     let mut coupled = Shared::<[F]>::new_slice(most);
-    let mut mix = Shared::<[F]>::new_slice(comptime!(most * (most + PAD)));
+    let mut mix = Shared::<[F]>::new_slice(area);
     let mut q = Shared::<[F]>::new_slice(comptime!(2 * most * (most + PAD)));
+    let mut p = Shared::<[F]>::new_slice(comptime!(if side.squared() { 2 * most * (most + PAD) } else { 1 }));
     let blocks = n.div_ceil(most);
     let block = min(CUBE_POS, count * blocks - 1);
     let inside = CUBE_POS < count * blocks;
@@ -70,89 +92,89 @@ pub fn base<F: Float>(
     let begin = block % blocks * most;
     let len = min(most, n - begin);
     let zero = F::new(0.0);
+    let one = F::new(1.0);
     let unit = UNIT_POS as usize;
     let units = CUBE_DIM as usize;
     let mut e = unit;
-    while e < comptime!(most * (most + PAD)) {
+    while e < area {
         mix[e] = zero;
-        q[e] = select(e / ld == e % ld, F::new(1.0), zero);
-        q[comptime!(most * (most + PAD)) + e] = zero;
-        e += units;
-    }
-    e = unit;
-    while e < len {
-        let before = select(begin + e > 0, off[from + max(e, 1usize) - 1], zero);
-        let before = select(begin > 0 && e == 0, off[max(from, 1usize) - 1], before);
-        let after = select(begin + e + 1 < n, off[from + e], zero);
-        numbers[comptime!(VALUES * most) + e] = diagonal[from + e] - before.abs() - after.abs();
-        coupled[e] = after;
+        q[e] = select(e / ld == e % ld, one, zero);
+        q[area + e] = zero;
+        if squared {
+            p[e] = zero;
+            p[area + e] = zero;
+        }
         e += units;
     }
     sync_cube();
-    let lane = UNIT_POS % lanes;
-    let group = unit / comptime!(lanes as usize);
-    let groups = units / comptime!(lanes as usize);
-    let rounds = len.div_ceil(groups);
+    e = unit;
+    while e < len {
+        let before = select(begin + e > 0, off[max(from + e, 1usize) - 1], zero);
+        let after = select(begin + e + 1 < n, off[from + e], zero);
+        let own = diagonal[from + e];
+        main[e] = own;
+        coupled[e] = after;
+        if squared {
+            let square = begin + e + 1 == n;
+            numbers[comptime!(VALUES * most) + e] = select(square, own.abs(), zero);
+            indices[comptime!(NULLS * most) + e] = select(square, comptime!(NONE), 0u32);
+            p[e * ld + e] = select(square, select(own < zero, zero - one, one), zero);
+        } else {
+            numbers[comptime!(VALUES * most) + e] = own - before.abs() - after.abs();
+        }
+        e += units;
+    }
+    sync_cube();
     let mut source = 0usize;
     let mut span = 1usize;
     while span < len {
+        let target = area - source;
         e = unit;
         while e < len {
             let merge = merge_of(e, len, span, 0usize, most);
-            let (_, between) = coupling::<F>(&coupled, &merge);
+            let (_, low, high) = coupling::<F>(&main, &coupled, &merge, side);
             numbers[comptime!(WEIGHTS * most) + e] =
-                weight::<F>(&q, source + e * ld, e - merge.first, &merge, merge.first, between);
+                weight::<F>(&q, source + e * ld, e - merge.first, &merge, merge.first, (low, high));
+            if squared {
+                let null = indices[comptime!(NULLS * most) + merge.first] as usize;
+                if merge.left < merge.len && e == merge.first + null {
+                    p[source + e * ld + merge.first + merge.left - 1] = one;
+                }
+            }
             e += units;
         }
         sync_cube();
         e = unit;
         while e < len {
             let merge = merge_of(e, len, span, 0usize, most);
-            arrange::<F>(&mut numbers, &mut indices, &merge, e - merge.first);
+            arrange::<F>(&mut numbers, &mut indices, &merge, e - merge.first, squared);
             e += units;
         }
         sync_cube();
         e = unit * 2 * span;
         while e < len {
             let merge = merge_of(e, len, span, 0usize, most);
-            let (rho, _) = coupling::<F>(&coupled, &merge);
-            deflate::<F>(&mut numbers, &mut indices, &merge, rho, double);
+            let (rho, _, _) = coupling::<F>(&main, &coupled, &merge, side);
+            deflate::<F>(&mut numbers, &mut indices, &merge, rho, squared, double);
             e += units * 2 * span;
         }
         sync_cube();
-        for round in 0..rounds {
-            let e = group + round * groups;
-            let merge = merge_of(min(e, len - 1), len, span, 0usize, most);
-            let (rho, _) = coupling::<F>(&coupled, &merge);
-            let at = min(e, len - 1) - merge.first;
-            root::<F>(&mut numbers, &mut indices, &merge, at, rho, e < len, lane, lanes, double);
-        }
-        sync_cube();
-        for round in 0..rounds {
-            let e = group + round * groups;
-            let merge = merge_of(min(e, len - 1), len, span, 0usize, most);
-            exact_weight::<F>(&mut numbers, &indices, &merge, min(e, len - 1) - merge.first, e < len, lane, lanes);
-        }
-        sync_cube();
-        for round in 0..rounds {
-            let e = group + round * groups;
-            let merge = merge_of(min(e, len - 1), len, span, 0usize, most);
-            let start = merge.first * comptime!(most + PAD + 1);
-            let at = min(e, len - 1) - merge.first;
-            parts::<F>(&mut numbers, &indices, &mut mix, &merge, start, ld, at, e < len, lane, lanes);
-        }
-        sync_cube();
-        e = unit;
-        while e < len {
-            let merge = merge_of(e, len, span, 0usize, most);
-            let start = merge.first * comptime!(most + PAD + 1);
-            turn::<F>(&mut numbers, &indices, &mut mix, &merge, start, ld, e - merge.first);
-            e += units;
-        }
-        sync_cube();
-        let target = comptime!(most * (most + PAD)) - source;
+        solve_block::<F>(&mut numbers, &mut indices, len, span, most, lanes, squared, double);
+        mix_block::<F>(&mut numbers, &mut indices, &mut mix, len, span, most, lanes, comptime!(side));
         combine_block::<F>(&mix, &mut q, source, target, len, span, ld);
         sync_cube();
+        if squared {
+            mix_block::<F>(&mut numbers, &mut indices, &mut mix, len, span, most, lanes, comptime!(Side::Left));
+            combine_block::<F>(&mix, &mut p, source, target, len, span, ld);
+            e = unit * 2 * span;
+            while e < len {
+                let null = indices[comptime!(PIVOTS * most) + min(e + 1, len - 1)];
+                let old = indices[comptime!(NULLS * most) + e];
+                indices[comptime!(NULLS * most) + e] = select(old == comptime!(NONE), old, null);
+                e += units * 2 * span;
+            }
+            sync_cube();
+        }
         source = target;
         span *= 2;
     }
@@ -161,6 +183,9 @@ pub fn base<F: Float>(
         while e < len * len {
             let (row, column) = (e / len, e % len);
             vectors[(from + row) * n + begin + column] = q[source + row * ld + column];
+            if squared {
+                lefts[(from + row) * n + begin + column] = p[source + row * ld + column];
+            }
             e += units;
         }
         e = unit;
@@ -168,7 +193,80 @@ pub fn base<F: Float>(
             values[from + e] = numbers[comptime!(VALUES * most) + e];
             e += units;
         }
+        if squared && unit == 0 && len < n {
+            nulls[comptime!(NULLS) * count * n + from] = indices[comptime!(NULLS * most)];
+        }
     }
+}
+
+/// The roots of all merges of a block, and the weights for which they are exact.
+#[cube]
+fn solve_block<F: Float>(
+    numbers: &mut [F],
+    indices: &mut [u32],
+    len: usize,
+    span: usize,
+    #[comptime] most: usize,
+    #[comptime] lanes: u32,
+    #[comptime] squared: bool,
+    #[comptime] double: bool,
+) {
+    let lane = UNIT_POS % lanes;
+    let group = UNIT_POS as usize / comptime!(lanes as usize);
+    let groups = CUBE_DIM as usize / comptime!(lanes as usize);
+    for round in 0..len.div_ceil(groups) {
+        let e = group + round * groups;
+        let row = min(e, len - 1);
+        let merge = merge_of(row, len, span, 0usize, most);
+        root::<F>(numbers, indices, &merge, row - merge.first, e < len, lane, lanes, squared, double);
+    }
+    sync_cube();
+    for round in 0..len.div_ceil(groups) {
+        let e = group + round * groups;
+        let row = min(e, len - 1);
+        let merge = merge_of(row, len, span, 0usize, most);
+        exact_weight::<F>(numbers, indices, &merge, row - merge.first, e < len, lane, lanes, squared);
+    }
+    sync_cube();
+}
+
+/// The parts that the old vectors of a block have in the new ones.
+#[cube]
+fn mix_block<F: Float>(
+    numbers: &mut [F],
+    indices: &mut [u32],
+    mix: &mut [F],
+    len: usize,
+    span: usize,
+    #[comptime] most: usize,
+    #[comptime] lanes: u32,
+    #[comptime] side: Side,
+) {
+    let ld = comptime!(most + PAD);
+    let lane = UNIT_POS % lanes;
+    let group = UNIT_POS as usize / comptime!(lanes as usize);
+    let groups = CUBE_DIM as usize / comptime!(lanes as usize);
+    for round in 0..len.div_ceil(groups) {
+        let e = group + round * groups;
+        let row = min(e, len - 1);
+        let merge = merge_of(row, len, span, 0usize, most);
+        let start = merge.first * (ld + 1);
+        let at = row - merge.first;
+        let rank = parts::<F>(numbers, indices, mix, &merge, start, ld, at, e < len, lane, lanes, side);
+        if comptime!(side == Side::Right) {
+            if e < len && lane == 0 {
+                find_null(indices, &merge, at, rank);
+            }
+        }
+    }
+    sync_cube();
+    let mut e = UNIT_POS as usize;
+    while e < len {
+        let merge = merge_of(e, len, span, 0usize, most);
+        turn::<F>(numbers, indices, mix, &merge, merge.first * (ld + 1), ld, e - merge.first, side);
+        e += CUBE_DIM as usize;
+    }
+    sync_cube();
 }
 
 /// `q[target] = mixᵀ·q[source]`, where the rows of `mix` are those of blocks of `2·span` rows, and those of `q[source]` of blocks of
@@ -227,96 +325,106 @@ fn combine_block<F: Float>(
 /// Weights, order and deflation of merges of blocks of `span` rows; a cube for each merge.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn join<F: Float>(
+    diagonal: &[F],
     off: &[F],
     values: &[F],
     vectors: &[F],
+    lefts: &mut [F],
     numbers: &mut [F],
     indices: &mut [u32],
     count: usize,
     n: usize,
     span: usize,
+    #[comptime] side: Side,
     #[comptime] double: bool,
     #[define(F)] _elem: ElemType,
 ) {
+    let squared = comptime!(side.squared());
     let merges = n.div_ceil(2 * span);
     let at = min(CUBE_POS, count * merges - 1);
-    // Cubes past the last merge do it again without a unit that writes.
+    // Cubes past the last merge have no unit that writes.
     let inside = CUBE_POS < count * merges;
     let matrix = at / merges;
     let row = at % merges * 2 * span;
     let merge = merge_of(row, n, span, matrix * n, count * n);
-    let (rho, between) = coupling::<F>(off, &merge);
+    let (rho, low, high) = coupling::<F>(diagonal, off, &merge, side);
     let end = select(inside, merge.len, 0usize);
     let mut e = UNIT_POS as usize;
     while e < end {
         numbers[comptime!(VALUES) * merge.size + merge.first + e] = values[merge.first + e];
         numbers[comptime!(WEIGHTS) * merge.size + merge.first + e] =
-            weight::<F>(vectors, (merge.first + e) * n, e, &merge, row, between);
+            weight::<F>(vectors, (merge.first + e) * n, e, &merge, row, (low, high));
         e += CUBE_DIM as usize;
+    }
+    if squared && UNIT_POS == 0 && inside && merge.left < merge.len {
+        let null = indices[comptime!(NULLS) * merge.size + merge.first] as usize;
+        lefts[(merge.first + null) * n + row + merge.left - 1] = F::new(1.0);
     }
     sync_cube();
     sync_storage();
     e = UNIT_POS as usize;
     while e < end {
-        arrange::<F>(numbers, indices, &merge, e);
+        arrange::<F>(numbers, indices, &merge, e, squared);
         e += CUBE_DIM as usize;
     }
     sync_cube();
     sync_storage();
     if UNIT_POS == 0 && inside {
-        deflate::<F>(numbers, indices, &merge, rho, double);
+        deflate::<F>(numbers, indices, &merge, rho, squared, double);
     }
 }
 
 /// Roots of the merges; `lanes` units for each row of the batch.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn roots<F: Float>(
-    off: &[F],
     numbers: &mut [F],
     indices: &mut [u32],
     count: usize,
     n: usize,
     span: usize,
     #[comptime] lanes: u32,
+    #[comptime] squared: bool,
     #[comptime] double: bool,
     #[define(F)] _elem: ElemType,
 ) {
     let group = ABSOLUTE_POS / comptime!(lanes as usize);
-    let active = group < count * n;
     let at = min(group, count * n - 1);
     let merge = merge_of(at % n, n, span, at / n * n, count * n);
-    let (rho, _) = coupling::<F>(off, &merge);
-    root::<F>(numbers, indices, &merge, at - merge.first, rho, active, UNIT_POS % lanes, lanes, double);
+    let active = group < count * n;
+    root::<F>(numbers, indices, &merge, at - merge.first, active, UNIT_POS % lanes, lanes, squared, double);
 }
 
 /// The weights for which the roots are exact; `lanes` units for each row of the batch.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn weights<F: Float>(
     numbers: &mut [F],
-    indices: &[u32],
+    indices: &mut [u32],
     count: usize,
     n: usize,
     span: usize,
     #[comptime] lanes: u32,
+    #[comptime] squared: bool,
     #[define(F)] _elem: ElemType,
 ) {
     let group = ABSOLUTE_POS / comptime!(lanes as usize);
     let at = min(group, count * n - 1);
     let merge = merge_of(at % n, n, span, at / n * n, count * n);
-    exact_weight::<F>(numbers, indices, &merge, at - merge.first, group < count * n, UNIT_POS % lanes, lanes);
+    let active = group < count * n;
+    exact_weight::<F>(numbers, indices, &merge, at - merge.first, active, UNIT_POS % lanes, lanes, squared);
 }
 
 /// The parts that old vectors have in new ones, and the new values in order; `lanes` units for each row of the batch.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn mixtures<F: Float>(
     numbers: &mut [F],
-    indices: &[u32],
+    indices: &mut [u32],
     mix: &mut [F],
     values: &mut [F],
     count: usize,
     n: usize,
     span: usize,
     #[comptime] lanes: u32,
+    #[comptime] side: Side,
     #[define(F)] _elem: ElemType,
 ) {
     let group = ABSOLUTE_POS / comptime!(lanes as usize);
@@ -325,12 +433,25 @@ pub fn mixtures<F: Float>(
     let merge = merge_of(at % n, n, span, at / n * n, count * n);
     let start = merge.first * n + merge.first % n;
     let lane = UNIT_POS % lanes;
-    let rank = parts::<F>(numbers, indices, mix, &merge, start, n, at - merge.first, active, lane, lanes);
+    let place = at - merge.first;
+    let rank = parts::<F>(numbers, indices, mix, &merge, start, n, place, active, lane, lanes, side);
     sync_cube();
     sync_storage();
     if active && lane == 0 {
-        turn::<F>(numbers, indices, mix, &merge, start, n, rank);
-        values[merge.first + rank] = numbers[comptime!(VALUES) * merge.size + merge.first + rank];
+        turn::<F>(numbers, indices, mix, &merge, start, n, rank, side);
+        if comptime!(side != Side::Left) {
+            values[merge.first + rank] = numbers[comptime!(VALUES) * merge.size + merge.first + rank];
+        }
+        if comptime!(side == Side::Right) {
+            find_null(indices, &merge, place, rank);
+        }
+        if comptime!(side == Side::Left) {
+            if place == 0 {
+                let null = comptime!(NULLS) * merge.size + merge.first;
+                let moved = indices[comptime!(PIVOTS) * merge.size + merge.first + min(1usize, merge.len - 1)];
+                indices[null] = select(indices[null] == comptime!(NONE), indices[null], moved);
+            }
+        }
     }
 }
 

@@ -4,12 +4,13 @@
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
 
+use crate::jacobi::gpu::step::scale_of;
 use cubecl::prelude::*;
 
 /// Sections of the table of numbers, each with a place for every row of every matrix.
 pub const VALUES: usize = 0;
 pub const WEIGHTS: usize = 1;
-/// What is left after deflation, ascending, and from the end of the merge down what was deflated.
+/// What is left after deflation, ascending, and from the end of the merge down what was deflated, times the scale.
 pub const POLES: usize = 2;
 pub const KEPT: usize = 3;
 /// A root less the pole that it is nearest to; before that, the values in order.
@@ -18,7 +19,10 @@ pub const SHIFTS: usize = 4;
 pub const EXACT: usize = 5;
 pub const COSINES: usize = 6;
 pub const SINES: usize = 7;
-pub const NUMBERS: usize = 8;
+/// The power of two that the poles of a merge were multiplied by, and ρ after that, at its first row.
+pub const SCALES: usize = 8;
+pub const RHOS: usize = 9;
+pub const NUMBERS: usize = 10;
 
 /// Sections of the table of indices.
 pub const ROWS: usize = 0;
@@ -29,7 +33,30 @@ pub const SECONDS: usize = 3;
 /// How many poles and rotations a merge has, at its first row.
 pub const COUNTS: usize = 4;
 pub const TURNS: usize = 5;
-pub const INDICES: usize = 6;
+/// The row of a block, at its first row, whose right vector has no left one; [`NONE`] for a square block.
+pub const NULLS: usize = 6;
+/// The row of a merge that takes the middle row of the matrix for its left vector.
+pub const PIVOTS: usize = 7;
+pub const INDICES: usize = 8;
+pub const NONE: u32 = u32::MAX;
+
+/// Whose vectors a step is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// Of symmetric matrices.
+    Eigen,
+    /// Right singular vectors.
+    Right,
+    /// Left singular vectors.
+    Left,
+}
+
+impl Side {
+    /// The unknown of the secular function is the square of a value.
+    pub const fn squared(self) -> bool {
+        !matches!(self, Self::Eigen)
+    }
+}
 
 /// A merge: its first row in the tables and in the matrix, how many rows its left half and the whole have, and the
 /// distance between sections.
@@ -69,9 +96,16 @@ fn team_product<F: Float>(value: F, #[comptime] lanes: u32) -> F {
     product
 }
 
-/// Copies the value and the weight of row `at` of the merge to where they stand among both halves' values in order.
+/// Copies the value and the weight of row `at` of the merge to where they stand among both halves' values in order; of
+/// singular values the left half's null one is the first.
 #[cube]
-pub fn arrange<F: Float>(numbers: &mut [F], indices: &mut [u32], merge: &Merge, at: usize) {
+pub fn arrange<F: Float>(
+    numbers: &mut [F],
+    indices: &mut [u32],
+    merge: &Merge,
+    at: usize,
+    #[comptime] squared: bool,
+) {
     let values = comptime!(VALUES) * merge.size + merge.first;
     let own = numbers[values + at];
     let right = at >= merge.left;
@@ -85,84 +119,189 @@ pub fn arrange<F: Float>(numbers: &mut [F], indices: &mut [u32], merge: &Merge, 
         low = select(before, middle + 1, low);
         high = select(before, high, middle);
     }
-    let place = merge.first + at - select(right, merge.left, 0usize) + low - start;
+    let mut place = at - select(right, merge.left, 0usize) + low - start;
+    if comptime!(squared) {
+        let null = indices[comptime!(NULLS) * merge.size + merge.first] as usize;
+        if merge.left < merge.len && !right {
+            place = select(at == null, 0usize, place + select(at < null, 1usize, 0usize));
+        }
+    }
+    let place = merge.first + place;
     numbers[comptime!(SHIFTS) * merge.size + place] = own;
     numbers[comptime!(EXACT) * merge.size + place] = numbers[comptime!(WEIGHTS) * merge.size + merge.first + at];
     indices[comptime!(NEAREST) * merge.size + place] = at as u32;
 }
 
+/// Notes a rotation that leaves the weight of two rows with the second.
+#[cube]
+fn note<F: Float>(
+    numbers: &mut [F],
+    indices: &mut [u32],
+    merge: &Merge,
+    turns: usize,
+    cosine: F,
+    sine: F,
+    first: u32,
+    second: u32,
+) {
+    let turn = merge.first + turns;
+    numbers[comptime!(COSINES) * merge.size + turn] = cosine;
+    numbers[comptime!(SINES) * merge.size + turn] = sine;
+    indices[comptime!(FIRSTS) * merge.size + turn] = first;
+    indices[comptime!(SECONDS) * merge.size + turn] = second;
+}
+
+/// Puts a pole at a place of the merge.
+#[cube]
+fn put<F: Float>(numbers: &mut [F], indices: &mut [u32], merge: &Merge, place: usize, value: F, weight: F, row: u32) {
+    numbers[comptime!(POLES) * merge.size + merge.first + place] = value;
+    numbers[comptime!(KEPT) * merge.size + merge.first + place] = weight;
+    indices[comptime!(ROWS) * merge.size + merge.first + place] = row;
+}
+
 /// Takes out the values that the other half does not move: those with a negligible weight, and one of two that are so
-/// close that a rotation of their vectors leaves the weight with one. One unit does it; values are in order.
+/// close that a rotation of their vectors leaves the weight with one. One unit does it; values are in order. `rho` is that of
+/// weights of length 1 for eigenvalues; for singular values, weights have any length and it is not read.
 #[cube]
 pub fn deflate<F: Float>(
     numbers: &mut [F],
     indices: &mut [u32],
     merge: &Merge,
     rho: F,
+    #[comptime] squared: bool,
     #[comptime] double: bool,
 ) {
     let (first, len, size) = (merge.first, merge.len, merge.size);
+    let zero = F::new(0.0);
     let values = comptime!(SHIFTS) * size + first;
     let weights = comptime!(EXACT) * size + first;
     let rows = comptime!(NEAREST) * size + first;
-    let extreme = max(numbers[values].abs(), numbers[values + len - 1].abs());
-    // Parts of the matrix that are smaller than its rounding errors need not be resolved, and squares would overflow.
-    let eps = epsilon::<F>(double);
-    let tolerance = F::new(8.0) * eps * max(max(extreme, rho), eps);
+    let whole = merge.left < merge.len;
+    // The length of the weights, which singular values need; the first value of a merge is 0 then.
+    let mut length = F::new(1.0);
+    let mut extreme = max(numbers[values].abs(), numbers[values + len - 1].abs());
+    if comptime!(squared) {
+        let mut largest = zero;
+        for j in 0..len {
+            largest = max(largest, numbers[weights + j].abs());
+        }
+        let bring = scale_of::<F>(largest, double);
+        let mut squares = zero;
+        for j in 0..len {
+            let weight = numbers[weights + j] * bring;
+            squares += weight * weight;
+        }
+        length = squares.sqrt() / bring;
+        extreme = max(extreme, length);
+        indices[comptime!(PIVOTS) * size + first] = indices[comptime!(NULLS) * size + first];
+        // What becomes of the null value of the right half is seen when ranks are known.
+        let right = indices[comptime!(NULLS) * size + first + select(whole, merge.left, 0usize)];
+        indices[comptime!(NULLS) * size + first] =
+            select(right == comptime!(NONE), right, right + select(whole, merge.left as u32, 0u32));
+    }
+    let extreme = select(comptime!(squared), extreme, max(extreme, rho));
+    let scale = scale_of::<F>(extreme, double);
+    let tolerance = F::new(8.0) * epsilon::<F>(double);
+    let reach = select(comptime!(squared), length * scale, rho * scale);
+    let rho = select(comptime!(squared), reach * reach, reach);
+    let unit = F::new(1.0) / select(length > zero, length, F::new(1.0));
     let mut kept = 0usize;
     let mut turns = 0usize;
     let mut end = len;
     let mut waiting = false;
-    let mut value = F::new(0.0);
-    let mut weight = F::new(0.0);
+    let mut pivot = false;
+    let mut value = zero;
+    let mut weight = zero;
     let mut row = 0u32;
-    for j in 0..len {
-        let mut next = numbers[values + j];
-        let mut next_weight = numbers[weights + j];
+    let mut start = 0usize;
+    if comptime!(squared) {
+        if whole {
+            // The null value of the left half stays, with a weight that is not 0.
+            weight = numbers[weights] * unit;
+            let least = tolerance / select(reach > zero, reach, F::new(1.0));
+            weight = select(weight.abs() > least, weight, min(least, F::new(1.0)));
+            row = indices[rows];
+            waiting = true;
+            pivot = true;
+            start = 1usize;
+        }
+    }
+    for j in start..len {
+        let mut next = numbers[values + j] * scale;
+        let mut next_weight = numbers[weights + j] * unit;
         let next_row = indices[rows + j];
-        if rho * next_weight.abs() <= tolerance {
+        if reach * next_weight.abs() <= tolerance {
             end -= 1;
-            numbers[comptime!(POLES) * size + first + end] = next;
-            indices[comptime!(ROWS) * size + first + end] = next_row;
+            put::<F>(numbers, indices, merge, end, next, zero, next_row);
         } else {
+            let mut replaces = true;
             if waiting {
                 let length = (weight * weight + next_weight * next_weight).sqrt();
                 let cosine = next_weight / length;
-                let sine = F::new(0.0) - weight / length;
-                if ((next - value) * cosine * sine).abs() <= tolerance {
-                    let turn = first + turns;
-                    numbers[comptime!(COSINES) * size + turn] = cosine;
-                    numbers[comptime!(SINES) * size + turn] = sine;
-                    indices[comptime!(FIRSTS) * size + turn] = row;
-                    indices[comptime!(SECONDS) * size + turn] = next_row;
+                let sine = zero - weight / length;
+                let apart = next - value;
+                let close = select(
+                    comptime!(squared),
+                    apart <= tolerance,
+                    (apart * cosine * sine).abs() <= tolerance,
+                );
+                if close && pivot {
+                    // A value that is 0 but for rounding gives its weight to the null one.
+                    note::<F>(numbers, indices, merge, turns, zero - sine, zero - cosine, next_row, row);
+                    turns += 1;
+                    weight = length;
+                    end -= 1;
+                    put::<F>(numbers, indices, merge, end, next, zero, next_row);
+                    replaces = false;
+                } else if close {
+                    note::<F>(numbers, indices, merge, turns, cosine, sine, row, next_row);
                     turns += 1;
                     let low = value * cosine * cosine + next * sine * sine;
                     next = value * sine * sine + next * cosine * cosine;
                     next_weight = length;
                     end -= 1;
-                    numbers[comptime!(POLES) * size + first + end] = low;
-                    indices[comptime!(ROWS) * size + first + end] = row;
+                    put::<F>(numbers, indices, merge, end, low, zero, row);
                 } else {
-                    numbers[comptime!(POLES) * size + first + kept] = value;
-                    numbers[comptime!(KEPT) * size + first + kept] = weight;
-                    indices[comptime!(ROWS) * size + first + kept] = row;
+                    put::<F>(numbers, indices, merge, kept, value, weight, row);
                     kept += 1;
                 }
             }
-            waiting = true;
-            value = next;
-            weight = next_weight;
-            row = next_row;
+            if replaces {
+                waiting = true;
+                pivot = false;
+                value = next;
+                weight = next_weight;
+                row = next_row;
+            }
         }
     }
     if waiting {
-        numbers[comptime!(POLES) * size + first + kept] = value;
-        numbers[comptime!(KEPT) * size + first + kept] = weight;
-        indices[comptime!(ROWS) * size + first + kept] = row;
+        put::<F>(numbers, indices, merge, kept, value, weight, row);
         kept += 1;
     }
     indices[comptime!(COUNTS) * size + first] = kept as u32;
     indices[comptime!(TURNS) * size + first] = turns as u32;
+    numbers[comptime!(SCALES) * size + first] = scale;
+    numbers[comptime!(RHOS) * size + first] = rho;
+}
+
+/// A pole less what is at `shift` from `origin`, or the squares of both.
+#[cube]
+fn distance<F: Float>(pole: F, origin: F, shift: F, #[comptime] squared: bool) -> F {
+    let difference = (pole - origin) - shift;
+    if comptime!(squared) { difference * (pole + (origin + shift)) } else { difference }
+}
+
+/// The step from `at` that changes its square by `step`.
+#[cube]
+fn unsquared<F: Float>(at: F, step: F, #[comptime] squared: bool) -> F {
+    if comptime!(squared) {
+        let root = max(at * at + step, F::new(0.0)).sqrt();
+        let sum = at + root;
+        step / select(sum > F::new(0.0), sum, F::new(1e-30))
+    } else {
+        step
+    }
 }
 
 /// The sums of the secular function over the poles up to `split` and past it, and their derivatives, at `shift` from the
@@ -177,6 +316,7 @@ fn sums<F: Float>(
     shift: F,
     lane: u32,
     #[comptime] lanes: u32,
+    #[comptime] squared: bool,
 ) -> (F, F, F, F) {
     let poles = comptime!(POLES) * merge.size + merge.first;
     let weights = comptime!(KEPT) * merge.size + merge.first;
@@ -187,7 +327,7 @@ fn sums<F: Float>(
     let mut j = lane as usize;
     while j < count {
         let weight = numbers[weights + j];
-        let ratio = weight / ((numbers[poles + j] - origin) - shift);
+        let ratio = weight / distance::<F>(numbers[poles + j], origin, shift, squared);
         let term = weight * ratio;
         let slope = ratio * ratio;
         let lower = j <= split;
@@ -220,18 +360,19 @@ fn quadratic<F: Float>(a: F, b: F, c: F, plus: bool) -> F {
     numerator / select(denominator == zero, F::new(1e-37), denominator)
 }
 
-/// The root of the secular function 1/ρ + Σ w² / (pole − x) past pole `index` of `count`, as its distance from the nearest
-/// pole. All units call it; the `lanes` units of a root give the same `index`, and those without a root are not `active`.
+/// The root of the secular function 1/ρ + Σ w² / (pole − x) past pole `index` of the merge, as its distance from the nearest
+/// pole; for singular values both are squared. All units call it; the `lanes` units of a root give the same `index`, and
+/// those without a root are not `active`.
 #[cube]
 pub fn root<F: Float>(
     numbers: &mut [F],
     indices: &mut [u32],
     merge: &Merge,
     index: usize,
-    rho: F,
     active: bool,
     lane: u32,
     #[comptime] lanes: u32,
+    #[comptime] squared: bool,
     #[comptime] double: bool,
 ) {
     let zero = F::new(0.0);
@@ -240,6 +381,7 @@ pub fn root<F: Float>(
     let poles = comptime!(POLES) * merge.size + merge.first;
     let weights = comptime!(KEPT) * merge.size + merge.first;
     let found = select(active, indices[comptime!(COUNTS) * merge.size + merge.first] as usize, 0usize);
+    let rho = numbers[comptime!(RHOS) * merge.size + merge.first];
     let active = active && index < found;
     let index = select(active, index, 0usize);
     let last = index + 1 >= found;
@@ -250,42 +392,43 @@ pub fn root<F: Float>(
     let high_pole = numbers[poles + other];
     let low_weight = numbers[weights + split] * numbers[weights + split];
     let high_weight = numbers[weights + other] * numbers[weights + other];
-    let apart = high_pole - low_pole;
-    let gap = select(last, rho, apart);
+    let apart = distance::<F>(high_pole, low_pole, zero, squared);
+    let gap = select(last, unsquared::<F>(high_pole, rho, squared), high_pole - low_pole);
     let inverse = F::new(1.0) / select(rho > zero, rho, F::new(1.0));
     // The middle tells which pole is nearer.
     let start = select(last, high_pole, low_pole);
-    let (below, _, above, _) = sums::<F>(numbers, merge, found, split, start, gap * half, lane, lanes);
+    let (below, _, above, _) = sums::<F>(numbers, merge, found, split, start, gap * half, lane, lanes, squared);
     let middle = inverse + below + above;
     let from_low = !last && middle > zero;
     let origin = select(from_low, low_pole, high_pole);
-    let (low_delta, high_delta) =
-        (select(last, zero - apart - gap * half, zero - gap * half), select(last, zero - gap * half, gap * half));
-    let rest = middle - low_weight / low_delta - high_weight / high_delta;
+    let rest = middle
+        - low_weight / distance::<F>(low_pole, start, gap * half, squared)
+        - high_weight / distance::<F>(high_pole, start, gap * half, squared);
     let up = select(last, middle <= zero, from_low);
     let mut low = select(last, select(up, gap * half, zero), select(from_low, zero, zero - gap * half));
     let mut high = select(last, select(up, gap * F::new(1.00001), gap * half), select(from_low, gap * half, zero));
     let a = select(from_low, rest * apart, zero - rest * apart) + low_weight + high_weight;
     let b = select(from_low, low_weight * apart, zero - high_weight * apart);
-    let guess = quadratic::<F>(a, b, rest, last);
+    let guess = unsquared::<F>(origin, quadratic::<F>(a, b, rest, last), squared);
     let mut shift = select(guess > low && guess < high, guess, low + (high - low) * half);
     let single = found == 1;
-    shift = select(single, rho * low_weight, shift);
+    shift = select(single, unsquared::<F>(low_pole, rho * low_weight, squared), shift);
     let mut done = !active || single;
     let mut both = last;
     let mut before = F::new(1e30);
     let mut rounds = 0u32;
     while rounds < 60u32 && plane_any(!done) {
         let (below, below_slope, above, above_slope) =
-            sums::<F>(numbers, merge, found, split, origin, shift, lane, lanes);
+            sums::<F>(numbers, merge, found, split, origin, shift, lane, lanes, squared);
         let value = inverse + below + above;
         let slope = below_slope + above_slope;
-        let size = F::new(8.0) * (above.abs() + below.abs()) + inverse + shift.abs() * slope;
+        let moved = zero - distance::<F>(origin, origin, shift, squared);
+        let size = F::new(8.0) * (above.abs() + below.abs()) + inverse + moved.abs() * slope;
         let small = value.abs() <= eps * size;
         low = select(value < zero, max(low, shift), low);
         high = select(value < zero, high, min(high, shift));
-        let low_delta = (low_pole - origin) - shift;
-        let high_delta = (high_pole - origin) - shift;
+        let low_delta = distance::<F>(low_pole, origin, shift, squared);
+        let high_delta = distance::<F>(high_pole, origin, shift, squared);
         let slow = value.abs() > before * F::new(0.1);
         both = last || (both && !slow) || (!both && slow);
         before = value.abs();
@@ -305,7 +448,7 @@ pub fn root<F: Float>(
         let step = quadratic::<F>(a, b, select(last, c.abs(), c), last);
         let newton = zero - value / slope;
         let step = select(value * step < zero, step, newton);
-        let tried = shift + step;
+        let tried = shift + unsquared::<F>(origin + shift, step, squared);
         let next = select(tried > low && tried < high, tried, low + (high - low) * half);
         let narrow = high - low <= eps * max(low.abs(), high.abs());
         let stays = done || small;
@@ -323,12 +466,13 @@ pub fn root<F: Float>(
 #[cube]
 pub fn exact_weight<F: Float>(
     numbers: &mut [F],
-    indices: &[u32],
+    indices: &mut [u32],
     merge: &Merge,
     index: usize,
     active: bool,
     lane: u32,
     #[comptime] lanes: u32,
+    #[comptime] squared: bool,
 ) {
     let poles = comptime!(POLES) * merge.size + merge.first;
     let shifts = comptime!(SHIFTS) * merge.size + merge.first;
@@ -339,9 +483,10 @@ pub fn exact_weight<F: Float>(
     let mut product = F::new(1.0);
     let mut i = select(active, lane as usize, found);
     while i < found {
-        let distance = (numbers[poles + indices[nearest + i] as usize] - pole) + numbers[shifts + i];
-        let apart = numbers[poles + i] - pole;
-        product *= select(i == index, distance, distance / select(i == index, F::new(1.0), apart));
+        let origin = numbers[poles + indices[nearest + i] as usize];
+        let reach = distance::<F>(pole, origin, numbers[shifts + i], squared);
+        let apart = distance::<F>(pole, numbers[poles + i], F::new(0.0), squared);
+        product *= select(i == index, reach, reach / select(i == index, F::new(1.0), apart));
         i += comptime!(lanes as usize);
     }
     let product = team_product::<F>(product, lanes);
@@ -358,7 +503,7 @@ pub fn exact_weight<F: Float>(
 #[cube]
 pub fn parts<F: Float>(
     numbers: &mut [F],
-    indices: &[u32],
+    indices: &mut [u32],
     parts: &mut [F],
     merge: &Merge,
     start: usize,
@@ -367,13 +512,17 @@ pub fn parts<F: Float>(
     active: bool,
     lane: u32,
     #[comptime] lanes: u32,
+    #[comptime] side: Side,
 ) -> usize {
     let zero = F::new(0.0);
+    let one = F::new(1.0);
+    let squared = comptime!(side.squared());
     let (first, len, size) = (merge.first, merge.len, merge.size);
     let poles = comptime!(POLES) * size + first;
     let shifts = comptime!(SHIFTS) * size + first;
     let exact = comptime!(EXACT) * size + first;
     let nearest = comptime!(NEAREST) * size + first;
+    let rows = comptime!(ROWS) * size + first;
     let found = indices[comptime!(COUNTS) * size + first] as usize;
     let at = select(active, at, 0usize);
     let is_root = at < found;
@@ -388,63 +537,90 @@ pub fn parts<F: Float>(
         let pole = numbers[poles + j];
         if is_root {
             if pole_is_root {
-                let part = numbers[exact + j] / ((pole - origin) - shift);
+                let mut part = numbers[exact + j] / distance::<F>(pole, origin, shift, squared);
+                if comptime!(side == Side::Left) {
+                    part = select(j == 0, zero - one, part * pole);
+                }
                 squares += part * part;
             } else {
-                smaller += select(pole < value, F::new(1.0), zero);
+                smaller += select(pole < value, one, zero);
             }
         } else if pole_is_root {
             let other = numbers[poles + indices[nearest + j] as usize] + numbers[shifts + j];
-            smaller += select(other <= value, F::new(1.0), zero);
+            smaller += select(other <= value, one, zero);
         } else {
-            smaller += select(pole < value || (pole == value && j < at), F::new(1.0), zero);
+            smaller += select(pole < value || (pole == value && j < at), one, zero);
         }
         j += comptime!(lanes as usize);
     }
     let squares = team_sum::<F>(squares, lanes);
     let smaller = team_sum::<F>(smaller, lanes);
     let rank = min(u32::cast_from(smaller) as usize + select(is_root, at, 0usize), len - 1);
-    let norm = F::new(1.0) / select(is_root, squares.sqrt(), F::new(1.0));
+    let norm = one / select(is_root, squares.sqrt(), one);
     let mut j = select(active, lane as usize, len);
     while j < len {
-        let row = indices[comptime!(ROWS) * size + first + j] as usize;
-        let mut part = select(j == at, F::new(1.0), zero);
+        let row = indices[rows + j] as usize;
+        let mut part = select(j == at, one, zero);
         if is_root {
             part = zero;
             if j < found {
-                part = numbers[exact + j] / ((numbers[poles + j] - origin) - shift) * norm;
+                let pole = numbers[poles + j];
+                part = numbers[exact + j] / distance::<F>(pole, origin, shift, squared);
+                if comptime!(side == Side::Left) {
+                    part = select(j == 0, zero - one, part * pole);
+                }
+                part *= norm;
             }
         }
         parts[start + row * stride + rank] = part;
         j += comptime!(lanes as usize);
     }
-    if active && lane == 0 {
-        numbers[comptime!(VALUES) * size + first + rank] = value;
+    if comptime!(side != Side::Left) {
+        if active && lane == 0 {
+            let scale = numbers[comptime!(SCALES) * size + first];
+            numbers[comptime!(VALUES) * size + first + rank] = value / scale;
+        }
     }
     rank
 }
 
-/// Undoes in column `rank` of `parts` the rotations of vectors that were deflated together.
+/// Where the null value of a merge has gone, when it is place `at` of rank `rank`. One unit finds it.
+#[cube]
+pub fn find_null(indices: &mut [u32], merge: &Merge, at: usize, rank: usize) {
+    let null = comptime!(NULLS) * merge.size + merge.first;
+    let found = indices[comptime!(COUNTS) * merge.size + merge.first] as usize;
+    if at >= found && indices[comptime!(ROWS) * merge.size + merge.first + at] == indices[null] {
+        indices[comptime!(PIVOTS) * merge.size + merge.first + 1] = rank as u32;
+    }
+}
+
+/// Undoes in column `rank` of `parts` the rotations of vectors that were deflated together. Right vectors that belong to the
+/// value 0 were rotated without left ones.
 #[cube]
 pub fn turn<F: Float>(
     numbers: &mut [F],
-    indices: &[u32],
+    indices: &mut [u32],
     parts: &mut [F],
     merge: &Merge,
     start: usize,
     stride: usize,
     rank: usize,
+    #[comptime] side: Side,
 ) {
     let (first, size) = (merge.first, merge.size);
     let turns = indices[comptime!(TURNS) * size + first] as usize;
+    let pivot = indices[comptime!(PIVOTS) * size + first];
     for back in 0..turns {
         let t = first + turns - 1 - back;
-        let cosine = numbers[comptime!(COSINES) * size + t];
-        let sine = numbers[comptime!(SINES) * size + t];
-        let one = start + indices[comptime!(FIRSTS) * size + t] as usize * stride + rank;
-        let two = start + indices[comptime!(SECONDS) * size + t] as usize * stride + rank;
-        let (x, y) = (parts[one], parts[two]);
-        parts[one] = x * cosine - y * sine;
-        parts[two] = x * sine + y * cosine;
+        let second = indices[comptime!(SECONDS) * size + t];
+        if comptime!(side != Side::Left) || second != pivot {
+            let cosine = numbers[comptime!(COSINES) * size + t];
+            let sine = numbers[comptime!(SINES) * size + t];
+            let one = start + indices[comptime!(FIRSTS) * size + t] as usize * stride + rank;
+            let two = start + second as usize * stride + rank;
+            let (x, y) = (parts[one], parts[two]);
+            parts[one] = x * cosine - y * sine;
+            parts[two] = x * sine + y * cosine;
+        }
     }
 }

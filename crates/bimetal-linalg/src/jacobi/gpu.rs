@@ -4,7 +4,7 @@ mod blocks;
 mod complete;
 mod plan;
 mod rounds;
-mod step;
+pub(crate) mod step;
 mod whole;
 
 use super::tolerance;
