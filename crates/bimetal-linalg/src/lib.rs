@@ -2,6 +2,8 @@
 
 mod blocks;
 mod compose;
+#[allow(dead_code)]
+mod condense;
 mod dense;
 mod eliminate;
 mod interleaved;
