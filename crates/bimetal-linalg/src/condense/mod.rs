@@ -10,9 +10,11 @@ mod whole;
 
 pub(crate) use tridiagonal::{Tridiagonal, tridiagonal};
 
+use crate::qr::Dims;
+use crate::qr::gpu::{blocked::Work, moves};
 use back::Code;
-use bimetal_core::gpu::kernel::address_type;
-use bimetal_core::{DType, Gpu, Result, Tensor};
+use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
+use bimetal_core::{DType, Device, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -24,6 +26,8 @@ const MEASURED: usize = 16384;
 const ROW_UNITS: usize = 128;
 const HELD: [usize; 5] = [4, 8, 16, 32, 64];
 const STAGED: usize = 16384;
+/// Elements of a row from which the vendor's products are used.
+const PRODUCTS: usize = 1025;
 
 /// Memory of the computation's dtype for a batch.
 pub(crate) struct Memory<'a> {
@@ -41,6 +45,11 @@ impl Memory<'_> {
     fn arg(&self, handle: &Handle, elements: usize) -> BufferArg {
         // SAFETY: callers give the length with which the buffer was allocated.
         unsafe { BufferArg::from_raw_parts(handle.clone(), (self.batch * elements).max(1)) }
+    }
+
+    /// A tensor of the computation's dtype.
+    fn tensor(&self, extents: &[usize]) -> Result<Tensor> {
+        Tensor::empty_on(Spec::new(Shape::new(extents)?, self.dtype), self.gpu.device())
     }
 
     fn elem(&self) -> Result<ElemType> {
@@ -118,8 +127,8 @@ impl Memory<'_> {
 
 /// Reflections `1 − τ·v·vᵀ` of each matrix: rows of `stride` elements, of which number `r` starts at element `r + shift`.
 pub(crate) struct Reflectors {
-    v: Handle,
-    tau: Handle,
+    v: Tensor,
+    tau: Tensor,
     /// How many there are, and for how many there is room.
     count: usize,
     most: usize,
@@ -128,12 +137,97 @@ pub(crate) struct Reflectors {
 }
 
 impl Reflectors {
+    /// Room for `most` reflections of `stride` elements, of which `count` will count. Zeros if they are not made by one cube.
+    fn new(memory: &Memory, [count, most, stride, shift]: [usize; 4], zeros: bool) -> Result<Self> {
+        let gpu = memory.gpu;
+        let made = Self {
+            v: memory.tensor(&[memory.batch, most, stride])?,
+            tau: memory.tensor(&[memory.batch, most])?,
+            count,
+            most,
+            stride,
+            shift,
+        };
+        let total = made.v.numel();
+        if zeros && total > 0 {
+            // SAFETY: `total` is the number of elements.
+            unsafe {
+                load::clear::launch_unchecked(
+                    gpu.client(),
+                    gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+                    CubeDim::new_1d(ELEMENTWISE_UNITS),
+                    address_type(total),
+                    made.v.gpu_arg()?,
+                    total,
+                    memory.elem()?,
+                );
+            }
+        }
+        Ok(made)
+    }
+
+    /// The same as [`Reflectors::apply`] by the vendor's products; false, and nothing done, where there are none.
+    fn apply_products(&self, memory: &Memory, z: &Handle, [lines, m]: [usize; 2]) -> Result<bool> {
+        let (gpu, batch, stride) = (memory.gpu, memory.batch, self.stride);
+        if !matches!(gpu.device(), Device::Cuda(_)) || !stride.is_multiple_of(64) {
+            return Ok(false);
+        }
+        let work = Work {
+            gpu,
+            dims: Dims { batch, m, n: m, k: self.count },
+            stride,
+            reflectors: self.most,
+            x: memory.tensor(&[batch, lines, stride])?,
+            v: self.v.clone(),
+            tau: self.tau.clone(),
+            gram: memory.tensor(&[1])?,
+            elem: memory.elem()?,
+            address: address_type(batch * lines.max(self.most) * stride),
+        };
+        let copy = |back: bool| -> Result<()> {
+            let total = batch * lines * if back { m } else { stride };
+            let (z, x) = (memory.arg(z, lines * m), work.x.gpu_arg()?);
+            let [from, to] = if back { [x, z] } else { [z, x] };
+            // SAFETY: both hold as many lines, of `m` and of `stride` elements.
+            unsafe {
+                moves::copy_lines::launch_unchecked(
+                    gpu.client(),
+                    gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+                    CubeDim::new_1d(ELEMENTWISE_UNITS),
+                    work.address,
+                    from,
+                    to,
+                    total,
+                    m,
+                    stride,
+                    back,
+                    [memory.elem()?; 2],
+                );
+            }
+            Ok(())
+        };
+        copy(false)?;
+        if !work.apply_all(&work.x, lines, self.count)? {
+            return Ok(false);
+        }
+        copy(true)?;
+        Ok(true)
+    }
+
     /// Multiplies `lines` rows of `m` elements of each matrix, in place, by the product of the reflections.
     fn apply(&self, memory: &Memory, z: &Handle, [lines, m]: [usize; 2]) -> Result<()> {
-        let (gpu, batch) = (memory.gpu, memory.batch);
-        if batch * lines * m == 0 || self.count == 0 {
+        if memory.batch * lines * m == 0 || self.count == 0 {
             return Ok(());
         }
+        if m >= PRODUCTS && self.apply_products(memory, z, [lines, m])? {
+            return Ok(());
+        }
+        self.apply_registers(memory, z, [lines, m])
+    }
+
+    /// The same as [`Reflectors::apply`] by kernels of our own.
+    fn apply_registers(&self, memory: &Memory, z: &Handle, [lines, m]: [usize; 2]) -> Result<()> {
+        let (gpu, batch) = (memory.gpu, memory.batch);
         let address = address_type(batch * (lines * m).max(self.most * self.stride));
         let lanes = [4, 8, 16, 32].into_iter().find(|lanes| lanes * 32 >= m).unwrap_or(32).min(gpu.plane.0 as usize);
         let lanes = if lanes.is_power_of_two() { lanes } else { 1 };
@@ -149,8 +243,8 @@ impl Reflectors {
                     CubeDim::new_1d(ROW_UNITS as u32),
                     address,
                     memory.arg(z, lines * m),
-                    memory.arg(&self.v, self.most * self.stride),
-                    memory.arg(&self.tau, self.most),
+                    self.v.gpu_arg()?,
+                    self.tau.gpu_arg()?,
                     batch,
                     lines as u32,
                     m as u32,
@@ -170,8 +264,8 @@ impl Reflectors {
                     CubeDim::new_1d(units as u32),
                     address,
                     memory.arg(z, lines * m),
-                    memory.arg(&self.v, self.most * self.stride),
-                    memory.arg(&self.tau, self.most),
+                    self.v.gpu_arg()?,
+                    self.tau.gpu_arg()?,
                     batch,
                     lines as u32,
                     m as u32,

@@ -11,25 +11,27 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 /// Tunables.
-struct Params {
+#[derive(Clone, Copy)]
+pub(super) struct Params {
     /// Units of a launched column at most, as long as they hold `held` elements.
-    units: usize,
-    held: usize,
+    pub(super) units: usize,
+    pub(super) held: usize,
     /// Rows for which another cube takes part in a column.
-    rows: usize,
+    pub(super) rows: usize,
     /// Rows and columns that a cube takes over at most: beyond, a launch is faster than one processor.
-    taken: usize,
+    pub(super) taken: usize,
     /// Neighbouring units that share a column in a cube.
-    lanes: usize,
+    pub(super) lanes: usize,
 }
 
-const PARAMS: Params = Params { units: 512, held: 4, rows: 4, taken: 192, lanes: 4 };
+pub(super) const PARAMS: Params = Params { units: 1024, held: 4, rows: 4, taken: 192, lanes: 2 };
 
 /// Symmetric matrices as `scale·Q·T·Qᵀ`, with the tridiagonal `T` of `diagonal` and `off`.
 pub(crate) struct Tridiagonal<'a> {
     pub(super) memory: Memory<'a>,
+    params: Params,
     n: usize,
-    reflectors: Reflectors,
+    pub(super) reflectors: Reflectors,
     /// The diagonals, batch × n, in the dtype of the computation (f32, or f64 for f64).
     pub diagonal: Handle,
     /// What is beside them, batch × n: element i couples i and i + 1, the last is 0.
@@ -48,8 +50,8 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(gpu: &Gpu, size: usize) -> Self {
-        let mut lanes = PARAMS.lanes;
+    fn new(gpu: &Gpu, size: usize, params: Params) -> Self {
+        let mut lanes = params.lanes;
         while lanes > 1 && !(gpu.plane.0 as usize).is_multiple_of(lanes) {
             lanes /= 2;
         }
@@ -71,8 +73,8 @@ impl Layout {
 
 impl Memory<'_> {
     /// The largest matrix that a cube can hold, at most `limit`.
-    fn fitting(&self, limit: usize) -> usize {
-        (1..=limit).rev().find(|&n| Layout::new(self.gpu, n).bytes(self.dtype) <= self.gpu.shared_memory).unwrap_or(1)
+    fn fitting(&self, limit: usize, params: Params) -> usize {
+        (1..=limit).rev().find(|&n| Layout::new(self.gpu, n, params).bytes(self.dtype) <= self.gpu.shared_memory).unwrap_or(1)
     }
 }
 
@@ -85,22 +87,25 @@ pub(crate) fn tridiagonal<'a>(
     status: &Tensor,
     vectors: bool,
 ) -> Result<Tridiagonal<'a>> {
+    reduced(gpu, upper, a, status, vectors, PARAMS)
+}
+
+pub(super) fn reduced<'a>(
+    gpu: &'a Gpu,
+    upper: bool,
+    a: &Tensor,
+    status: &Tensor,
+    vectors: bool,
+    params: Params,
+) -> Result<Tridiagonal<'a>> {
     let dims = a.shape().dims();
     let n = dims[dims.len() - 1];
     let memory = Memory { gpu, dtype: working(a.dtype()), batch: status.numel() };
     let stride = n.next_multiple_of(if n > 256 { 64 } else { 4 });
-    // A cube for each matrix keeps reflectors to itself.
-    let held = n <= memory.fitting(n.min(256));
-    let room = if held && !vectors { 1 } else { n * stride };
+    let held = n <= memory.fitting(n.min(256), params);
     let made = Tridiagonal {
-        reflectors: Reflectors {
-            v: memory.alloc(room),
-            tau: memory.alloc(n),
-            count: n.saturating_sub(2),
-            most: n,
-            stride,
-            shift: 1,
-        },
+        params,
+        reflectors: Reflectors::new(&memory, [n.saturating_sub(2), n.max(1), stride.max(1), 1], !held)?,
         diagonal: memory.alloc(n),
         off: memory.alloc(n),
         scale: memory.alloc(1),
@@ -118,7 +123,7 @@ pub(crate) fn tridiagonal<'a>(
     let w = made.memory.alloc(n * stride);
     let source = if upper { Source::Upper } else { Source::Lower };
     made.memory.load(a, source, [n, n, stride], [&w, &made.scale], status)?;
-    let first = n - made.memory.fitting(PARAMS.taken.min(n));
+    let first = n - made.memory.fitting(params.taken.min(n), params);
     for k in 0..first {
         made.step(&w, &p, k)?;
     }
@@ -144,7 +149,7 @@ impl Tridiagonal<'_> {
         let (memory, n, stride) = (&self.memory, self.n, self.reflectors.stride);
         let gpu = memory.gpu;
         let size = n - first;
-        let layout = Layout::new(gpu, size);
+        let layout = Layout::new(gpu, size, self.params);
         let most = (gpu.max_units as usize).min(1024) / gpu.plane.1 as usize * gpu.plane.1 as usize;
         let units = (size.max(1) * layout.lanes).next_multiple_of(gpu.plane.1 as usize).min(most);
         let dummy = gpu.alloc(8);
@@ -164,7 +169,6 @@ impl Tridiagonal<'_> {
             Some((a, _, status)) => (a.gpu_arg()?, status.gpu_arg()?, memory.elems(a)?),
             None => (w.map_or_else(unused, |w| memory.arg(w, n * stride)), unused(), [memory.elem()?; 2]),
         };
-        let room = if fresh.is_some() && !vectors { 1 } else { n * stride };
         // SAFETY: the buffers have these extents; the matrix fits in shared memory, as the caller has seen to.
         unsafe {
             whole::launch_unchecked(
@@ -174,8 +178,8 @@ impl Tridiagonal<'_> {
                 address_type(memory.batch * n * stride),
                 input,
                 memory.arg(p, if fresh.is_some() { 1 } else { 2 * n }),
-                memory.arg(&self.reflectors.v, room),
-                memory.arg(&self.reflectors.tau, n),
+                self.reflectors.v.gpu_arg()?,
+                self.reflectors.tau.gpu_arg()?,
                 memory.arg(&self.diagonal, n),
                 memory.arg(&self.off, n),
                 memory.arg(&self.scale, 1),
@@ -203,19 +207,19 @@ impl Tridiagonal<'_> {
         let vectors = (stride - base).div_ceil(width);
         let plane = gpu.plane.1 as usize;
         let largest = (gpu.max_units as usize).min(1024) / plane * plane;
-        let mut units = PARAMS.units.min(largest);
-        if vectors > units * PARAMS.held {
+        let mut units = self.params.units.min(largest);
+        if vectors > units * self.params.held {
             units = largest;
         }
         let held = vectors.div_ceil(units).next_power_of_two();
         let units = vectors.div_ceil(held).next_multiple_of(plane.max(32)).min(units);
         let rows = n - k - 1;
-        let cubes = (gpu.processors as usize).min(rows.div_ceil(PARAMS.rows)).max(rows.div_ceil(ROWS)).max(1);
+        let cubes = (gpu.processors as usize).min(rows.div_ceil(self.params.rows)).max(rows.div_ceil(ROWS)).max(1);
         let code = Code {
             held,
             width,
             rows: (4 / held).max(1),
-            planes: memory.planes(largest.min(if held > PARAMS.held { largest } else { PARAMS.units })),
+            planes: memory.planes(largest.min(if held > self.params.held { largest } else { self.params.units })),
             double: memory.double(),
         };
         // SAFETY: the buffers have these extents, past which the kernel touches nothing.
@@ -228,8 +232,8 @@ impl Tridiagonal<'_> {
                 width,
                 memory.arg(w, n * stride),
                 memory.arg(p, 2 * n),
-                memory.arg(&self.reflectors.v, n * stride),
-                memory.arg(&self.reflectors.tau, n),
+                self.reflectors.v.gpu_arg()?,
+                self.reflectors.tau.gpu_arg()?,
                 memory.arg(&self.diagonal, n),
                 memory.arg(&self.off, n),
                 memory.batch,
