@@ -2,6 +2,8 @@
 
 mod blocks;
 mod compose;
+#[allow(dead_code)]
+mod condense;
 mod conquer;
 mod dense;
 mod eliminate;

@@ -2,6 +2,7 @@
 //! in one matrix product. The work before the products is a few launches for each doubling, none of which waits for the host.
 
 mod kernels;
+mod results;
 mod steps;
 
 use bimetal_core::gpu::counted;
@@ -10,6 +11,7 @@ use bimetal_core::{DType, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use kernels::{PAD, SIDE, TILE};
+pub(crate) use results::{Kept, store_values, store_vectors};
 use steps::{INDICES, NUMBERS, Side};
 
 /// Tunables.
@@ -275,7 +277,8 @@ mod tests {
                     let all = i * n * n..(i + 1) * n * n;
                     let [d, e] = [0, 1].map(|part| wide(&packed[part][rows.clone()]));
                     let w = &values[rows];
-                    assert!(w.windows(2).all(|pair| pair[0] <= pair[1]), "{device}: {} of {n} out of order", kind.0);
+                    let wrong = w.windows(2).find(|pair| !(pair[0] <= pair[1]));
+                    assert!(wrong.is_none(), "{device}: {} of {n}: {wrong:?} out of order", kind.0);
                     assert!(symmetric || w[0] >= 0.0, "{device}: {} of {n}: {}", kind.0, w[0]);
                     let found = judged(&d, &e, w, [&q[all.clone()], &lefts[all]], symmetric);
                     let allowed = 2.0 + 16.0 / n as f64;

@@ -382,6 +382,31 @@ impl Work<'_> {
         self.gpu.gemm(&outer, -1.0, 1.0, &weights, &self.v, x)
     }
 
+    /// Multiplies the columns of `x` by the product of the first `count` reflectors, which need not be those of a QR factorisation,
+    /// by the vendor's products; false, and nothing done, where it refuses.
+    ///
+    /// # Errors
+    /// A library that takes some of the products and refuses others.
+    pub(crate) fn apply_all(&self, x: &Tensor, columns: usize, count: usize) -> Result<bool> {
+        let starts: Vec<usize> = (0..count).step_by(BLOCK).collect();
+        for (turn, &first) in starts.iter().rev().enumerate() {
+            let block = [Step { first, width: BLOCK.min(count - first) }];
+            let gram = self.block_gram(&block)?;
+            let done = match &gram {
+                Some(gram) => self.apply_products(x, columns, &block, gram, 0, false)?,
+                None => false,
+            };
+            if !done && turn > 0 {
+                let reason = "the library of products takes some and refuses others".to_string();
+                return Err(Error::Unavailable { device: self.gpu.device().to_string(), reason });
+            }
+            if !done {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn empty(&self, extents: &[usize]) -> Result<Tensor> {
         Tensor::empty_on(Spec::new(Shape::new(extents)?, self.x.dtype()), self.gpu.device())
     }

@@ -1,0 +1,153 @@
+//! The reductions and the way back against the matrix itself, in LAPACK's units, on every GPU.
+
+use super::{Memory, tridiagonal};
+use bimetal_core::op::{Fill, Spectrum, Structure};
+use bimetal_core::verify::fill;
+use bimetal_core::{DType, Gpu, Shape, Spec, Tensor};
+use cubecl::server::Handle;
+
+/// The spectra of the design's list, and how large elements may be.
+fn spectra(dtype: DType) -> Vec<Spectrum> {
+    let far = if dtype == DType::F16 { 3 } else { 30 };
+    let mut all = vec![Spectrum::Random, Spectrum::Zero, Spectrum::Identity, Spectrum::RankDeficient];
+    all.extend([Spectrum::NearSingular, Spectrum::Repeated, Spectrum::Clustered, Spectrum::Graded]);
+    all.extend([Spectrum::Banded, Spectrum::Scaled(far), Spectrum::Scaled(-far), Spectrum::OneNan]);
+    all
+}
+
+fn gpus() -> Vec<&'static Gpu> {
+    let found = bimetal_core::devices().0;
+    found.iter().filter(|found| found.device.is_gpu()).map(|found| Gpu::get(found.device).unwrap()).collect()
+}
+
+/// What a buffer of the computation's dtype holds.
+fn host(memory: &Memory, handle: &Handle, each: usize) -> Vec<f64> {
+    let mut bytes = vec![0u8; memory.batch * each * memory.dtype.size()];
+    memory.gpu.read(handle.clone(), &mut bytes).unwrap();
+    match memory.dtype {
+        DType::F64 => bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect(),
+    }
+}
+
+/// Identities of `lines` rows of `m` elements.
+fn identities(memory: &Memory, lines: usize, m: usize) -> Handle {
+    let element = |i: usize| if i / m % lines == i % m { 1.0 } else { 0.0 };
+    let all = (0..memory.batch * lines * m).map(element);
+    let bytes: Vec<u8> = match memory.dtype {
+        DType::F64 => all.flat_map(|x: f64| x.to_le_bytes()).collect(),
+        _ => all.flat_map(|x: f64| (x as f32).to_le_bytes()).collect(),
+    };
+    memory.gpu.upload(&bytes)
+}
+
+/// The largest column sum of magnitudes.
+fn norm(a: &[f64], n: usize) -> f64 {
+    (0..n).map(|j| a.iter().skip(j).step_by(n).map(|x| x.abs()).sum()).fold(0.0, f64::max)
+}
+
+/// `‖I − Q·Qᵀ‖₁` of `k` rows of `m`.
+fn orthogonality(q: &[f64], k: usize, m: usize) -> f64 {
+    let mut gram = vec![0.0; k * k];
+    for i in 0..k {
+        for j in 0..k {
+            let sum: f64 = (0..m).map(|l| q[i * m + l] * q[j * m + l]).sum();
+            gram[i * k + j] = sum - f64::from(i == j);
+        }
+    }
+    norm(&gram, k)
+}
+
+/// The worst of `‖A − Q·T·Qᵀ‖ / (n·‖A‖·ε)` and `‖I − Q·Qᵀ‖ / (n·ε)` of a batch; nothing where the device lacks the dtype.
+fn ratios(gpu: &'static Gpu, dtype: DType, dims: &[usize], spectrum: Spectrum, upper: bool) -> Option<f64> {
+    let n = dims[dims.len() - 1];
+    let spec = Spec::new(Shape::new(dims).unwrap(), dtype);
+    let a = fill(&spec, Fill::Matrices(Structure::Symmetric, spectrum), 7).unwrap();
+    let mut values = a.to_f64_vec().unwrap();
+    // The other triangle must not be read.
+    let spoilt = |i: usize| if upper { i / n % n > i % n } else { i / n % n < i % n };
+    let given: Vec<f64> = values.iter().enumerate().map(|(i, x)| if spoilt(i) { f64::NAN } else { *x }).collect();
+    let given = Tensor::from_f64(&given, dims, dtype).unwrap().to_device(gpu.device()).unwrap();
+    for i in 0..values.len() {
+        if spoilt(i) {
+            values[i] = values[i / (n * n) * n * n + i % n * n + i / n % n];
+        }
+    }
+    let batch: usize = dims[..dims.len() - 2].iter().product();
+    let status = Tensor::empty_on(Spec::new(Shape::new(&[batch]).unwrap(), DType::I32), gpu.device()).unwrap();
+    let made = tridiagonal(gpu, upper, &given, &status, true).ok()?;
+    let z = identities(&made.memory, n, n);
+    made.back(&z).unwrap();
+    let [diagonal, off] = [&made.diagonal, &made.off].map(|x| host(&made.memory, x, n));
+    let (scale, q, status) =
+        (host(&made.memory, &made.scale, 1), host(&made.memory, &z, n * n), status.to_vec::<i32>().unwrap());
+    let mut worst = 0.0f64;
+    for matrix in 0..batch {
+        let a = &values[matrix * n * n..][..n * n];
+        let bad = a.iter().any(|x| !x.is_finite());
+        if n == 0 {
+            continue;
+        }
+        assert_eq!(status[matrix], if bad { -1 } else { 0 });
+        let [d, e] =
+            [&diagonal, &off].map(|x| x[matrix * n..][..n].iter().map(|x| x * scale[matrix]).collect::<Vec<_>>());
+        let q = &q[matrix * n * n..][..n * n];
+        assert!(e.last().is_none_or(|last| *last == 0.0));
+        if bad {
+            assert!(d.iter().chain(&e).all(|x| *x == 0.0));
+            continue;
+        }
+        // Row r of q is column r of Q.
+        let mut error = vec![0.0; n * n];
+        let element = |r: usize, j: usize| if r < n { q[r * n + j] } else { 0.0 };
+        for r in 0..n {
+            let product: Vec<f64> = (0..n)
+                .map(|j| {
+                    let before = if r > 0 { e[r - 1] * element(r - 1, j) } else { 0.0 };
+                    before + d[r] * element(r, j) + e[r] * element(r + 1, j)
+                })
+                .collect();
+            for i in 0..n {
+                let factor = q[r * n + i];
+                (0..n).for_each(|j| error[i * n + j] += factor * product[j]);
+            }
+        }
+        error.iter_mut().zip(a).for_each(|(error, a)| *error -= a);
+        let floor = dtype.min_positive() / dtype.epsilon();
+        let eps = made.memory.dtype.epsilon() * n as f64;
+        let ratio = norm(&error, n) / (norm(a, n).max(floor) * eps);
+        let own = orthogonality(q, n, n) / eps;
+        worst = worst.max(if ratio.is_nan() || own.is_nan() { f64::INFINITY } else { ratio.max(own) });
+    }
+    Some(worst)
+}
+
+#[test]
+fn tridiagonal_form_of_every_kind_of_matrix() {
+    for gpu in gpus() {
+        for dtype in [DType::F32, DType::F64] {
+            for spectrum in spectra(dtype) {
+                for (dims, upper) in [([3, 17, 17], false), ([2, 70, 70], true), ([1, 130, 130], false)] {
+                    let Some(ratio) = ratios(gpu, dtype, &dims, spectrum, upper) else { continue };
+                    assert!(ratio < 10.0, "{} {dtype} {dims:?} {spectrum:?}: {ratio}", gpu.device());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tridiagonal_form_of_every_size() {
+    for gpu in gpus() {
+        for dtype in [DType::F32, DType::F64, DType::BF16] {
+            for n in [0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 32, 33, 48, 49, 63, 64, 65, 66, 100, 129, 257] {
+                for batch in [0, 1, 3] {
+                    let Some(ratio) = ratios(gpu, dtype, &[batch, n, n], Spectrum::Random, n % 2 == 0) else {
+                        continue;
+                    };
+                    assert!(ratio < 10.0, "{} {dtype} {batch}x{n}: {ratio}", gpu.device());
+                }
+            }
+        }
+    }
+}
