@@ -52,7 +52,7 @@ fn coupling<F: Float>(diagonal: &[F], off: &[F], merge: &Merge, #[comptime] side
     if comptime!(side.squared()) {
         (F::new(0.0), diagonal[middle], value)
     } else {
-        let share = F::new(0.70710678118654752);
+        let share = F::new(0.5).sqrt();
         (value.abs() + value.abs(), share, select(value < F::new(0.0), F::new(0.0) - share, share))
     }
 }
