@@ -1,13 +1,17 @@
-//! Reduction of matrices to condensed form on a GPU by reflections, `A = Q·T·Qᵀ` with `T` tridiagonal, and the way back of its
-//! vectors.
+//! Reduction of matrices to condensed form on a GPU by reflections, `A = Q·T·Qᵀ` with `T` tridiagonal and `A = U·B·Vᵀ`
+//! with `B` upper bidiagonal, and the way back of their vectors.
 
 mod back;
+mod bidiagonal;
 mod load;
 mod parts;
+mod rectangle;
+mod sides;
 mod step;
 mod tridiagonal;
 mod whole;
 
+pub(crate) use bidiagonal::{Bidiagonal, bidiagonal};
 pub(crate) use tridiagonal::{Tridiagonal, tridiagonal};
 
 use crate::qr::Dims;
@@ -36,6 +40,14 @@ pub(crate) struct Memory<'a> {
     batch: usize,
 }
 
+/// Units that share a row, vectors of `width` elements that each of them holds, and planes at most.
+struct Row {
+    width: usize,
+    units: usize,
+    held: usize,
+    planes: usize,
+}
+
 impl Memory<'_> {
     fn alloc(&self, elements: usize) -> Handle {
         self.gpu.alloc((self.batch * elements).max(1) * self.dtype.size())
@@ -59,6 +71,19 @@ impl Memory<'_> {
     /// Storage of `a` and the computation's dtype.
     fn elems(&self, a: &Tensor) -> Result<[ElemType; 2]> {
         Ok([self.gpu.elem(a.dtype())?, self.elem()?])
+    }
+
+    /// How the units of a cube share a row of `stride` elements from element `first` on.
+    fn row(&self, first: usize, stride: usize, units: usize) -> Row {
+        let gpu = self.gpu;
+        let width = gpu.vector(self.dtype);
+        let vectors = (stride - first / width * width).div_ceil(width).max(1);
+        let plane = (gpu.plane.1 as usize).max(32);
+        // Sums of planes go to shared memory.
+        let largest = (gpu.max_units as usize).min(units).min(64 * gpu.plane.0 as usize) / plane * plane;
+        let held = vectors.div_ceil(largest).next_power_of_two();
+        let units = vectors.div_ceil(held).next_multiple_of(plane).min(largest);
+        Row { width, units, held, planes: self.planes(largest) }
     }
 
     fn double(&self) -> bool {

@@ -47,7 +47,7 @@ struct Place {
 
 /// The sum of a vector's elements.
 #[cube]
-fn sum_of<A: Float, N: Size>(v: Vector<A, N>) -> A {
+pub fn sum_of<A: Float, N: Size>(v: Vector<A, N>) -> A {
     let mut sum = v.extract(0usize);
     #[unroll]
     for l in 1..v.vector_size() {

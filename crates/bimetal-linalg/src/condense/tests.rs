@@ -1,6 +1,6 @@
 //! The reductions and the way back against the matrix itself, in LAPACK's units, on every GPU.
 
-use super::{Memory, tridiagonal};
+use super::{Memory, bidiagonal, tridiagonal};
 use bimetal_core::op::{Fill, Spectrum, Structure};
 use bimetal_core::verify::fill;
 use bimetal_core::{DType, Gpu, Shape, Spec, Tensor};
@@ -146,6 +146,95 @@ fn tridiagonal_form_of_every_size() {
                         continue;
                     };
                     assert!(ratio < 10.0, "{} {dtype} {batch}x{n}: {ratio}", gpu.device());
+                }
+            }
+        }
+    }
+}
+
+/// The worst of `‖A − U·B·Vᵀ‖ / (m·‖A‖·ε)` and of the orthogonality of `U` and `V` of a batch.
+fn ratios_of_bidiagonal(gpu: &'static Gpu, dtype: DType, dims: &[usize], spectrum: Spectrum) -> Option<f64> {
+    let spec = Spec::new(Shape::new(dims).unwrap(), dtype);
+    let a = fill(&spec, Fill::Matrices(Structure::General, spectrum), 7).unwrap();
+    let values = a.to_f64_vec().unwrap();
+    let [rows, columns] = [dims[dims.len() - 2], dims[dims.len() - 1]];
+    let swapped = rows < columns;
+    let (m, n) = (rows.max(columns), rows.min(columns));
+    let batch: usize = dims[..dims.len() - 2].iter().product();
+    let status = Tensor::empty_on(Spec::new(Shape::new(&[batch]).unwrap(), DType::I32), gpu.device()).unwrap();
+    let made = bidiagonal(gpu, &a.to_device(gpu.device()).unwrap(), swapped, &status, true).ok()?;
+    let (left, right) = (identities(&made.memory, m, m), identities(&made.memory, n, n));
+    made.back_left(&left, m).unwrap();
+    made.back_right(&right).unwrap();
+    let [diagonal, off] = [&made.diagonal, &made.off].map(|x| host(&made.memory, x, n));
+    let (u, v) = (host(&made.memory, &left, m * m), host(&made.memory, &right, n * n));
+    let (scale, status) = (host(&made.memory, &made.scale, 1), status.to_vec::<i32>().unwrap());
+    let mut worst = 0.0f64;
+    for matrix in 0..batch {
+        let given = &values[matrix * m * n..][..m * n];
+        let bad = given.iter().any(|x| !x.is_finite());
+        assert_eq!(status[matrix], if bad { -1 } else { 0 });
+        let [d, e] =
+            [&diagonal, &off].map(|x| x[matrix * n..][..n].iter().map(|x| x * scale[matrix]).collect::<Vec<_>>());
+        assert!(e.last().is_none_or(|last| *last == 0.0));
+        if bad {
+            assert!(d.iter().chain(&e).all(|x| *x == 0.0));
+            continue;
+        }
+        if n == 0 {
+            continue;
+        }
+        // Rows of u and v are columns of U and V.
+        let (u, v) = (&u[matrix * m * m..][..m * m], &v[matrix * n * n..][..n * n]);
+        let mut error: Vec<f64> =
+            (0..m * n).map(|i| if swapped { -given[i % n * m + i / n] } else { -given[i] }).collect();
+        for r in 0..n {
+            let next = |j: usize| if r + 1 < n { v[(r + 1) * n + j] } else { 0.0 };
+            let product: Vec<f64> = (0..n).map(|j| d[r] * v[r * n + j] + e[r] * next(j)).collect();
+            for i in 0..m {
+                (0..n).for_each(|j| error[i * n + j] += u[r * m + i] * product[j]);
+            }
+        }
+        let size = norm(given, columns).max(norm(given, columns)).max(dtype.min_positive() / dtype.epsilon());
+        let eps = made.memory.dtype.epsilon() * m as f64;
+        let mut all = [norm(&error, n) / (size * eps), orthogonality(u, m, m) / eps, orthogonality(v, n, n) / eps];
+        all.iter_mut().filter(|x| x.is_nan()).for_each(|x| *x = f64::INFINITY);
+        worst = all.into_iter().fold(worst, f64::max);
+    }
+    Some(worst)
+}
+
+#[test]
+fn bidiagonal_form_of_every_kind_of_matrix() {
+    for gpu in gpus() {
+        for dtype in [DType::F32, DType::F64] {
+            for spectrum in spectra(dtype) {
+                for dims in [[3, 17, 17], [2, 20, 33], [2, 70, 50], [1, 110, 100]] {
+                    let Some(ratio) = ratios_of_bidiagonal(gpu, dtype, &dims, spectrum) else { continue };
+                    assert!(ratio < 10.0, "{} {dtype} {dims:?} {spectrum:?}: {ratio}", gpu.device());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bidiagonal_form_of_every_size() {
+    let sizes = [[0, 0], [0, 3], [4, 0], [1, 1], [5, 1], [1, 7], [2, 2], [3, 2], [5, 5], [8, 8], [16, 17], [33, 31]];
+    let more =
+        [[48, 48], [63, 65], [64, 64], [100, 7], [100, 100], [129, 65], [300, 40], [1100, 3], [3, 1100], [130, 257]];
+    for gpu in gpus() {
+        for dtype in [DType::F32, DType::F64, DType::BF16] {
+            for [m, n] in sizes.iter().chain(&more).copied() {
+                // A U of 3000 rows takes long to judge.
+                if m.max(n) > 1000 && dtype != DType::F32 {
+                    continue;
+                }
+                for batch in [0, 1, 3] {
+                    let Some(ratio) = ratios_of_bidiagonal(gpu, dtype, &[batch, m, n], Spectrum::Random) else {
+                        continue;
+                    };
+                    assert!(ratio < 10.0, "{} {dtype} {batch}x{m}x{n}: {ratio}", gpu.device());
                 }
             }
         }

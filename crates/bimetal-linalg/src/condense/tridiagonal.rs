@@ -3,7 +3,7 @@
 use super::load::Source;
 use super::step::{Code, ROWS, step};
 use super::whole::{Form, STEP, whole};
-use super::{Memory, Reflectors};
+use super::{Memory, Reflectors, Row};
 use crate::blocks::working;
 use bimetal_core::gpu::kernel::address_type;
 use bimetal_core::{DType, Gpu, Result, Tensor};
@@ -13,9 +13,8 @@ use cubecl::server::Handle;
 /// Tunables.
 #[derive(Clone, Copy)]
 pub(super) struct Params {
-    /// Units of a launched column at most, as long as they hold `held` elements.
+    /// Units of a launched column at most.
     pub(super) units: usize,
-    pub(super) held: usize,
     /// Rows for which another cube takes part in a column.
     pub(super) rows: usize,
     /// Rows and columns that a cube takes over at most: beyond, a launch is faster than one processor.
@@ -24,7 +23,7 @@ pub(super) struct Params {
     pub(super) lanes: usize,
 }
 
-pub(super) const PARAMS: Params = Params { units: 1024, held: 4, rows: 4, taken: 192, lanes: 2 };
+pub(super) const PARAMS: Params = Params { units: 1024, rows: 4, taken: 192, lanes: 2 };
 
 /// Symmetric matrices as `scale·Q·T·Qᵀ`, with the tridiagonal `T` of `diagonal` and `off`.
 pub(crate) struct Tridiagonal<'a> {
@@ -74,7 +73,10 @@ impl Layout {
 impl Memory<'_> {
     /// The largest matrix that a cube can hold, at most `limit`.
     fn fitting(&self, limit: usize, params: Params) -> usize {
-        (1..=limit).rev().find(|&n| Layout::new(self.gpu, n, params).bytes(self.dtype) <= self.gpu.shared_memory).unwrap_or(1)
+        (1..=limit)
+            .rev()
+            .find(|&n| Layout::new(self.gpu, n, params).bytes(self.dtype) <= self.gpu.shared_memory)
+            .unwrap_or(1)
     }
 }
 
@@ -202,26 +204,10 @@ impl Tridiagonal<'_> {
     fn step(&self, w: &Handle, p: &Handle, k: usize) -> Result<()> {
         let (memory, n, stride) = (&self.memory, self.n, self.reflectors.stride);
         let gpu = memory.gpu;
-        let width = gpu.vector(memory.dtype);
-        let base = k / width * width;
-        let vectors = (stride - base).div_ceil(width);
-        let plane = gpu.plane.1 as usize;
-        let largest = (gpu.max_units as usize).min(1024) / plane * plane;
-        let mut units = self.params.units.min(largest);
-        if vectors > units * self.params.held {
-            units = largest;
-        }
-        let held = vectors.div_ceil(units).next_power_of_two();
-        let units = vectors.div_ceil(held).next_multiple_of(plane.max(32)).min(units);
         let rows = n - k - 1;
         let cubes = (gpu.processors as usize).min(rows.div_ceil(self.params.rows)).max(rows.div_ceil(ROWS)).max(1);
-        let code = Code {
-            held,
-            width,
-            rows: (4 / held).max(1),
-            planes: memory.planes(largest.min(if held > self.params.held { largest } else { self.params.units })),
-            double: memory.double(),
-        };
+        let Row { width, units, held, planes } = memory.row(k, stride, self.params.units);
+        let code = Code { held, width, rows: (4 / held).max(1), planes, double: memory.double() };
         // SAFETY: the buffers have these extents, past which the kernel touches nothing.
         unsafe {
             step::launch_unchecked(
