@@ -11,7 +11,7 @@ use bimetal_core::{DType, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use kernels::{PAD, SIDE, TILE};
-pub(crate) use results::{Kept, store_values, store_vectors};
+pub(crate) use results::{Kept, lengthen, store_values, store_vectors};
 use steps::{INDICES, NUMBERS, Side};
 
 /// Tunables.

@@ -163,3 +163,66 @@ pub fn write_vectors<I: Float, F: Float>(
         }
     }
 }
+
+/// `rows` vectors of `m` elements: the `n` that are given, with zeros at their ends, and unit vectors.
+///
+/// # Errors
+/// As [`store_values`].
+pub(crate) fn lengthen(
+    gpu: &Gpu,
+    dtype: DType,
+    batch: usize,
+    vectors: Option<&Handle>,
+    [n, rows, m]: [usize; 3],
+) -> Result<Handle> {
+    let total = batch * rows * m;
+    let out = gpu.alloc(total.max(1) * dtype.size());
+    let nothing = gpu.alloc(8);
+    if total == 0 {
+        return Ok(out);
+    }
+    // SAFETY: the buffers have these lengths, past which the kernel touches nothing.
+    unsafe {
+        write_longer::launch_unchecked(
+            gpu.client(),
+            gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+            CubeDim::new_1d(ELEMENTWISE_UNITS),
+            address_type(total),
+            match vectors {
+                Some(vectors) => BufferArg::from_raw_parts(vectors.clone(), batch * n * n),
+                None => BufferArg::from_raw_parts(nothing, 1),
+            },
+            BufferArg::from_raw_parts(out.clone(), total),
+            total,
+            n,
+            rows,
+            m,
+            gpu.elem(dtype)?,
+        );
+    }
+    Ok(out)
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn write_longer<F: Float>(
+    vectors: &[F],
+    out: &mut [F],
+    total: usize,
+    n: usize,
+    rows: usize,
+    m: usize,
+    #[define(F)] _elem: ElemType,
+) {
+    let e = ABSOLUTE_POS;
+    if e < total {
+        let (matrix, r, c) = (e / m / rows, e / m % rows, e % m);
+        let mut value = select(r == c, F::new(1.0), F::new(0.0));
+        if r < n {
+            value = F::new(0.0);
+            if c < n {
+                value = vectors[(matrix * n + r) * n + c];
+            }
+        }
+        out[e] = value;
+    }
+}
