@@ -55,7 +55,7 @@ pub(crate) struct Bands<'a> {
 struct Plan {
     size: usize,
     most: usize,
-    squared: bool,
+    sides: usize,
 }
 
 impl Plan {
@@ -69,13 +69,12 @@ impl Plan {
         while most > PARAMS.least && !fits(most) {
             most /= 2;
         }
-        Self { size: dtype.size(), most, squared }
+        Self { size: dtype.size(), most, sides: if squared { 2 } else { 1 } }
     }
 
     fn bytes(&self, batch: usize, n: usize) -> usize {
         let (rows, elements) = (batch * n * self.size, batch * n * n * self.size);
-        let sides = if self.squared { 2 } else { 1 };
-        let results = counted(rows) + sides * counted(elements);
+        let results = counted(rows) + self.sides * counted(elements);
         if n <= self.most {
             return results;
         }
@@ -272,6 +271,7 @@ mod tests {
                 let values = wide(&found.values.to_vec::<f32>()?);
                 let q = wide(&found.vectors.to_vec::<f32>()?);
                 let lefts = wide(&found.lefts.as_ref().unwrap_or(&found.vectors).to_vec::<f32>()?);
+                assert!(values.iter().chain(&q).chain(&lefts).all(|x| x.is_finite()), "{device}: {n}");
                 for (i, kind) in kinds.iter().enumerate() {
                     let rows = i * n..(i + 1) * n;
                     let all = i * n * n..(i + 1) * n * n;

@@ -201,7 +201,8 @@ pub fn deflate<F: Float>(
     }
     let extreme = select(comptime!(squared), extreme, max(extreme, rho));
     let scale = scale_of::<F>(extreme, double);
-    let tolerance = F::new(8.0) * epsilon::<F>(double);
+    // A part of the matrix that no scale brings to 1 is nothing beside the rest, and its squares would underflow.
+    let tolerance = select(extreme * scale < F::new(0.25), F::new(1.0), F::new(8.0) * epsilon::<F>(double));
     let reach = select(comptime!(squared), length * scale, rho * scale);
     let rho = select(comptime!(squared), reach * reach, reach);
     let unit = F::new(1.0) / select(length > zero, length, F::new(1.0));
@@ -524,6 +525,8 @@ pub fn parts<F: Float>(
     let nearest = comptime!(NEAREST) * size + first;
     let rows = comptime!(ROWS) * size + first;
     let found = indices[comptime!(COUNTS) * size + first] as usize;
+    // Alone, a pole keeps its vector, also when its weight is 0.
+    let alone = select(numbers[comptime!(KEPT) * size + first] < zero, one, zero - one);
     let at = select(active, at, 0usize);
     let is_root = at < found;
     let origin = numbers[poles + select(is_root, indices[nearest + at] as usize, at)];
@@ -537,7 +540,8 @@ pub fn parts<F: Float>(
         let pole = numbers[poles + j];
         if is_root {
             if pole_is_root {
-                let mut part = numbers[exact + j] / distance::<F>(pole, origin, shift, squared);
+                let quotient = numbers[exact + j] / distance::<F>(pole, origin, shift, squared);
+                let mut part = select(found == 1, alone, quotient);
                 if comptime!(side == Side::Left) {
                     part = select(j == 0, zero - one, part * pole);
                 }
@@ -565,7 +569,8 @@ pub fn parts<F: Float>(
             part = zero;
             if j < found {
                 let pole = numbers[poles + j];
-                part = numbers[exact + j] / distance::<F>(pole, origin, shift, squared);
+                let quotient = numbers[exact + j] / distance::<F>(pole, origin, shift, squared);
+                part = select(found == 1, alone, quotient);
                 if comptime!(side == Side::Left) {
                     part = select(j == 0, zero - one, part * pole);
                 }
