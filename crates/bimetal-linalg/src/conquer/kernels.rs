@@ -500,7 +500,8 @@ pub fn combine<F: Float>(
             let b = vectors[from + there + min(c, len - 1)];
             left[e] = select(j < end && r < len, a, F::new(0.0));
             // Vectors of one half have nothing in the other, where memory was not written.
-            right[e] = select(j < end && c < len && (j < halves) == (c < halves), b, F::new(0.0));
+            let same = (j < halves && c < halves) || (j >= halves && c >= halves);
+            right[e] = select(j < end && c < len && same, b, F::new(0.0));
             e += comptime!(SIDE * SIDE);
         }
         sync_cube();

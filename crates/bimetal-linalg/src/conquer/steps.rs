@@ -179,19 +179,23 @@ pub fn deflate<F: Float>(
     let whole = merge.left < merge.len;
     // The length of the weights, which singular values need; the first value of a merge is 0 then.
     let mut length = F::new(1.0);
+    let mut bring = F::new(1.0);
+    let mut unit = F::new(1.0);
     let mut extreme = max(numbers[values].abs(), numbers[values + len - 1].abs());
     if comptime!(squared) {
         let mut largest = zero;
         for j in 0..len {
             largest = max(largest, numbers[weights + j].abs());
         }
-        let bring = scale_of::<F>(largest, double);
+        bring = scale_of::<F>(largest, double);
         let mut squares = zero;
         for j in 0..len {
             let weight = numbers[weights + j] * bring;
             squares += weight * weight;
         }
-        length = squares.sqrt() / bring;
+        let root = squares.sqrt();
+        length = root / bring;
+        unit = F::new(1.0) / select(root > zero, root, F::new(1.0));
         extreme = max(extreme, length);
         indices[comptime!(PIVOTS) * size + first] = indices[comptime!(NULLS) * size + first];
         // What becomes of the null value of the right half is seen when ranks are known.
@@ -205,7 +209,6 @@ pub fn deflate<F: Float>(
     let tolerance = select(extreme * scale < F::new(0.25), F::new(1.0), F::new(8.0) * epsilon::<F>(double));
     let reach = select(comptime!(squared), length * scale, rho * scale);
     let rho = select(comptime!(squared), reach * reach, reach);
-    let unit = F::new(1.0) / select(length > zero, length, F::new(1.0));
     let mut kept = 0usize;
     let mut turns = 0usize;
     let mut end = len;
@@ -218,7 +221,7 @@ pub fn deflate<F: Float>(
     if comptime!(squared) {
         if whole {
             // The null value of the left half stays, with a weight that is not 0.
-            weight = numbers[weights] * unit;
+            weight = numbers[weights] * bring * unit;
             let least = tolerance / select(reach > zero, reach, F::new(1.0));
             weight = select(weight.abs() > least, weight, min(least, F::new(1.0)));
             row = indices[rows];
@@ -229,7 +232,7 @@ pub fn deflate<F: Float>(
     }
     for j in start..len {
         let mut next = numbers[values + j] * scale;
-        let mut next_weight = numbers[weights + j] * unit;
+        let mut next_weight = numbers[weights + j] * bring * unit;
         let next_row = indices[rows + j];
         if reach * next_weight.abs() <= tolerance {
             end -= 1;
