@@ -27,11 +27,11 @@ use load::{PARTS, Source, TILE, UNITS};
 /// Elements of a matrix for which another cube measures.
 const MEASURED: usize = 16384;
 /// Units that transform rows back, elements that each of them holds at most, and bytes of reflectors in shared memory.
-const ROW_UNITS: usize = 128;
+const ROW_UNITS: usize = 256;
 const HELD: [usize; 5] = [4, 8, 16, 32, 64];
 const STAGED: usize = 16384;
 /// Elements of a row from which the vendor's products are used.
-const PRODUCTS: usize = 1025;
+const PRODUCTS: usize = 2049;
 
 /// Memory of the computation's dtype for a batch.
 pub(crate) struct Memory<'a> {
@@ -48,6 +48,13 @@ struct Row {
     planes: usize,
 }
 
+impl Row {
+    /// Rows that are taken together: as many as registers hold.
+    fn together(units: usize, held: usize) -> usize {
+        (if units > 512 { 4 } else { 8 } / held).max(1)
+    }
+}
+
 impl Memory<'_> {
     fn alloc(&self, elements: usize) -> Handle {
         self.gpu.alloc((self.batch * elements).max(1) * self.dtype.size())
@@ -62,6 +69,23 @@ impl Memory<'_> {
     /// A tensor of the computation's dtype.
     fn tensor(&self, extents: &[usize]) -> Result<Tensor> {
         Tensor::empty_on(Spec::new(Shape::new(extents)?, self.dtype), self.gpu.device())
+    }
+
+    /// Sets elements to zero.
+    fn clear(&self, x: BufferArg, total: usize) -> Result<()> {
+        // SAFETY: callers give the number of elements.
+        unsafe {
+            load::clear::launch_unchecked(
+                self.gpu.client(),
+                self.gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                address_type(total),
+                x,
+                total,
+                self.elem()?,
+            );
+        }
+        Ok(())
     }
 
     fn elem(&self) -> Result<ElemType> {
@@ -164,7 +188,6 @@ pub(crate) struct Reflectors {
 impl Reflectors {
     /// Room for `most` reflections of `stride` elements, of which `count` will count. Zeros if they are not made by one cube.
     fn new(memory: &Memory, [count, most, stride, shift]: [usize; 4], zeros: bool) -> Result<Self> {
-        let gpu = memory.gpu;
         let made = Self {
             v: memory.tensor(&[memory.batch, most, stride])?,
             tau: memory.tensor(&[memory.batch, most])?,
@@ -175,18 +198,7 @@ impl Reflectors {
         };
         let total = made.v.numel();
         if zeros && total > 0 {
-            // SAFETY: `total` is the number of elements.
-            unsafe {
-                load::clear::launch_unchecked(
-                    gpu.client(),
-                    gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
-                    CubeDim::new_1d(ELEMENTWISE_UNITS),
-                    address_type(total),
-                    made.v.gpu_arg()?,
-                    total,
-                    memory.elem()?,
-                );
-            }
+            memory.clear(made.v.gpu_arg()?, total)?;
         }
         Ok(made)
     }
