@@ -12,7 +12,7 @@ mod tridiagonal;
 mod whole;
 
 pub(crate) use bidiagonal::{Bidiagonal, bidiagonal};
-pub(crate) use tridiagonal::{Tridiagonal, tridiagonal};
+pub(crate) use tridiagonal::tridiagonal;
 
 use crate::qr::Dims;
 use crate::qr::gpu::{blocked::Work, moves};

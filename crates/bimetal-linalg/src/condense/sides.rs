@@ -108,6 +108,7 @@ pub fn left<A: Float, N: Size>(
     }
     let mut sum = Vector::<A, N>::new(zero);
     let teams = CUBE_DIM / lanes;
+    let lane = UNIT_POS % lanes;
     let mut first = k + UNIT_POS / lanes;
     while first < m {
         let mut held = Array::<Vector<A, N>>::new(code.rows);
@@ -139,7 +140,7 @@ pub fn left<A: Float, N: Size>(
             if used && inside && i < m {
                 w[((rows + i as usize) * across as usize + column as usize) / code.width] = held[t];
             }
-            if writes && UNIT_POS % lanes == 0 && i < m {
+            if writes && lane == 0 && i < m {
                 u[line * down as usize + i as usize] = made[t];
             }
         }
