@@ -56,6 +56,47 @@ fn fetch<A: Float>(
     scalar
 }
 
+/// Applies a reflector to a unit's part of a row: it is at `from` in shared memory, and starts at element `first`.
+#[cube]
+fn reflect<A: Float>(x: &mut Array<A>, staged: &Shared<[A]>, scalar: A, from: u32, first: u32, #[comptime] code: Code) {
+    let (lanes, held) = (comptime!(code.lanes), comptime!(code.held));
+    let zero = A::from_int(0);
+    let mut sums = Array::<A>::new(GROUP);
+    #[unroll]
+    for h in 0..GROUP {
+        sums[h] = zero;
+    }
+    let mut own = Array::<A>::new(held);
+    #[unroll]
+    for group in 0..comptime!(held / GROUP) {
+        #[unroll]
+        for h in 0..GROUP {
+            own[comptime!(group * GROUP + h)] = zero;
+        }
+        if comptime!((group as u32 + 1) * GROUP as u32 * lanes) > first {
+            #[unroll]
+            for h in 0..GROUP {
+                let at = comptime!(group * GROUP + h);
+                let y = staged[(from + comptime!(at as u32 * lanes)) as usize];
+                own[at] = y;
+                sums[h] += x[at] * y;
+            }
+        }
+    }
+    let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    let weight = scalar * lane_sum::<A>(sum, lanes);
+    #[unroll]
+    for group in 0..comptime!(held / GROUP) {
+        if comptime!((group as u32 + 1) * GROUP as u32 * lanes) > first {
+            #[unroll]
+            for h in 0..GROUP {
+                let at = comptime!(group * GROUP + h);
+                x[at] = x[at] - weight * own[at];
+            }
+        }
+    }
+}
+
 /// Multiplies `lines` rows of `m` elements of each matrix by its `count` reflections, of which number `r` starts at element
 /// `r + shift`; there is room for `most` of them. `cubes` cubes for each matrix.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -117,41 +158,7 @@ pub fn rows<A: Float>(
         scalar = fetch::<A>(v, tau, &mut fetched, row, left, m, stride, shift, code);
         for step in 0..min(end, comptime!(code.staged as u32)) {
             let first = end - 1 - step + shift;
-            let from = step * width + lane;
-            let mut sums = Array::<A>::new(GROUP);
-            #[unroll]
-            for h in 0..GROUP {
-                sums[h] = zero;
-            }
-            let mut own = Array::<A>::new(held);
-            #[unroll]
-            for group in 0..comptime!(held / GROUP) {
-                #[unroll]
-                for h in 0..GROUP {
-                    own[comptime!(group * GROUP + h)] = zero;
-                }
-                if comptime!((group as u32 + 1) * GROUP as u32 * lanes) > first {
-                    #[unroll]
-                    for h in 0..GROUP {
-                        let at = comptime!(group * GROUP + h);
-                        let y = staged[(from + comptime!(at as u32 * lanes)) as usize];
-                        own[at] = y;
-                        sums[h] += x[at] * y;
-                    }
-                }
-            }
-            let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-            let weight = taus[step as usize] * lane_sum::<A>(sum, lanes);
-            #[unroll]
-            for group in 0..comptime!(held / GROUP) {
-                if comptime!((group as u32 + 1) * GROUP as u32 * lanes) > first {
-                    #[unroll]
-                    for h in 0..GROUP {
-                        let at = comptime!(group * GROUP + h);
-                        x[at] = x[at] - weight * own[at];
-                    }
-                }
-            }
+            reflect::<A>(&mut x, &staged, taus[step as usize], step * width + lane, first, code);
         }
     }
     #[unroll]

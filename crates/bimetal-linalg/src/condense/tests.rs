@@ -6,12 +6,14 @@ use bimetal_core::verify::fill;
 use bimetal_core::{DType, Gpu, Shape, Spec, Tensor};
 use cubecl::server::Handle;
 
-/// The spectra of the design's list, and how large elements may be.
+/// The spectra of the design's list; in f64, whose kernels are the same, those whose elements are far apart.
 fn spectra(dtype: DType) -> Vec<Spectrum> {
-    let far = if dtype == DType::F16 { 3 } else { 30 };
+    if dtype == DType::F64 {
+        return vec![Spectrum::Random, Spectrum::Graded, Spectrum::Scaled(-30), Spectrum::OneNan];
+    }
     let mut all = vec![Spectrum::Random, Spectrum::Zero, Spectrum::Identity, Spectrum::RankDeficient];
     all.extend([Spectrum::NearSingular, Spectrum::Repeated, Spectrum::Clustered, Spectrum::Graded]);
-    all.extend([Spectrum::Banded, Spectrum::Scaled(far), Spectrum::Scaled(-far), Spectrum::OneNan]);
+    all.extend([Spectrum::Banded, Spectrum::Scaled(30), Spectrum::Scaled(-30), Spectrum::OneNan]);
     all
 }
 
@@ -141,6 +143,9 @@ fn tridiagonal_form_of_every_size() {
     for gpu in gpus() {
         for dtype in [DType::F32, DType::F64, DType::BF16] {
             for n in [0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 32, 33, 48, 49, 63, 64, 65, 66, 100, 129, 257] {
+                if dtype == DType::BF16 && n > 66 {
+                    continue;
+                }
                 for batch in [0, 1, 3] {
                     let Some(ratio) = ratios(gpu, dtype, &[batch, n, n], Spectrum::Random, n % 2 == 0) else {
                         continue;
@@ -226,8 +231,8 @@ fn bidiagonal_form_of_every_size() {
     for gpu in gpus() {
         for dtype in [DType::F32, DType::F64, DType::BF16] {
             for [m, n] in sizes.iter().chain(&more).copied() {
-                // A U of 3000 rows takes long to judge.
-                if m.max(n) > 1000 && dtype != DType::F32 {
+                // A large U takes long to judge.
+                if m.max(n) > 1000 && dtype != DType::F32 || m.max(n) > 66 && dtype == DType::BF16 {
                     continue;
                 }
                 for batch in [0, 1, 3] {
