@@ -22,6 +22,81 @@ pub struct Code {
 /// Elements of a row that are skipped together where a reflector has zeros.
 const GROUP: usize = 4;
 
+/// Loads the last reflectors of the first `end`, the last one first, each unit some elements; gives a τ.
+#[cube]
+fn fetch<A: Float>(
+    v: &[A],
+    tau: &[A],
+    fetched: &mut Array<A>,
+    row: usize,
+    end: u32,
+    m: u32,
+    stride: u32,
+    shift: u32,
+    #[comptime] code: Code,
+) -> A {
+    let width = comptime!(code.lanes * code.held as u32);
+    #[unroll]
+    for s in 0..comptime!((code.staged * width as usize).div_ceil(code.units)) {
+        let e = UNIT_POS + comptime!((s * code.units) as u32);
+        let (step, i) = (e / width, e % width);
+        let mut value = A::from_int(0);
+        if step < end {
+            let r = end - 1 - step;
+            if i < m && i >= r + shift {
+                value = v[(row + r as usize) * stride as usize + i as usize];
+            }
+        }
+        fetched[s] = value;
+    }
+    let mut scalar = A::from_int(0);
+    if UNIT_POS < min(end, comptime!(code.staged as u32)) {
+        scalar = tau[row + (end - 1 - UNIT_POS) as usize];
+    }
+    scalar
+}
+
+/// Applies a reflector to a unit's part of a row: it is at `from` in shared memory, and starts at element `first`.
+#[cube]
+fn reflect<A: Float>(x: &mut Array<A>, staged: &Shared<[A]>, scalar: A, from: u32, first: u32, #[comptime] code: Code) {
+    let (lanes, held) = (comptime!(code.lanes), comptime!(code.held));
+    let zero = A::from_int(0);
+    let mut sums = Array::<A>::new(GROUP);
+    #[unroll]
+    for h in 0..GROUP {
+        sums[h] = zero;
+    }
+    let mut own = Array::<A>::new(held);
+    #[unroll]
+    for group in 0..comptime!(held / GROUP) {
+        #[unroll]
+        for h in 0..GROUP {
+            own[comptime!(group * GROUP + h)] = zero;
+        }
+        if comptime!((group as u32 + 1) * GROUP as u32 * lanes) > first {
+            #[unroll]
+            for h in 0..GROUP {
+                let at = comptime!(group * GROUP + h);
+                let y = staged[(from + comptime!(at as u32 * lanes)) as usize];
+                own[at] = y;
+                sums[h] += x[at] * y;
+            }
+        }
+    }
+    let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    let weight = scalar * lane_sum::<A>(sum, lanes);
+    #[unroll]
+    for group in 0..comptime!(held / GROUP) {
+        if comptime!((group as u32 + 1) * GROUP as u32 * lanes) > first {
+            #[unroll]
+            for h in 0..GROUP {
+                let at = comptime!(group * GROUP + h);
+                x[at] = x[at] - weight * own[at];
+            }
+        }
+    }
+}
+
 /// Multiplies `lines` rows of `m` elements of each matrix by its `count` reflections, of which number `r` starts at element
 /// `r + shift`; there is room for `most` of them. `cubes` cubes for each matrix.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -61,58 +136,29 @@ pub fn rows<A: Float>(
         }
     }
     let row = matrix * most as usize;
+    // The next reflectors are on their way while these are applied.
+    let mut fetched = Array::<A>::new(comptime!(code.staged * lanes as usize * held / code.units + 1));
+    let scalar = fetch::<A>(v, tau, &mut fetched, row, count, m, stride, shift, code);
+    let mut scalar = scalar;
     for tile in 0..count.div_ceil(comptime!(code.staged as u32)) {
         let end = count - tile * comptime!(code.staged as u32);
         sync_cube();
-        let mut e = UNIT_POS;
-        while e < comptime!(code.staged as u32 * width) {
-            let (step, i) = (e / width, e % width);
-            let mut value = zero;
-            if step < end {
-                let r = end - 1 - step;
-                if i < m && i >= r + shift {
-                    value = v[(row + r as usize) * stride as usize + i as usize];
-                }
+        #[unroll]
+        for s in 0..comptime!((code.staged * lanes as usize * held).div_ceil(code.units)) {
+            let e = UNIT_POS as usize + s * code.units;
+            if e < comptime!(code.staged * lanes as usize * held) {
+                staged[e] = fetched[s];
             }
-            staged[e as usize] = value;
-            e += comptime!(code.units as u32);
         }
-        if UNIT_POS < min(end, comptime!(code.staged as u32)) {
-            taus[UNIT_POS as usize] = tau[row + (end - 1 - UNIT_POS) as usize];
+        if UNIT_POS < comptime!(code.staged as u32) {
+            taus[UNIT_POS as usize] = scalar;
         }
         sync_cube();
+        let left = end - min(end, comptime!(code.staged as u32));
+        scalar = fetch::<A>(v, tau, &mut fetched, row, left, m, stride, shift, code);
         for step in 0..min(end, comptime!(code.staged as u32)) {
             let first = end - 1 - step + shift;
-            let from = step * width + lane;
-            let mut sum = zero;
-            let mut own = Array::<A>::new(held);
-            #[unroll]
-            for group in 0..comptime!(held / GROUP) {
-                #[unroll]
-                for h in 0..GROUP {
-                    own[comptime!(group * GROUP + h)] = zero;
-                }
-                if comptime!((group as u32 + 1) * GROUP as u32 * lanes) > first {
-                    #[unroll]
-                    for h in 0..GROUP {
-                        let at = comptime!(group * GROUP + h);
-                        let y = staged[(from + comptime!(at as u32 * lanes)) as usize];
-                        own[at] = y;
-                        sum += x[at] * y;
-                    }
-                }
-            }
-            let weight = taus[step as usize] * lane_sum::<A>(sum, lanes);
-            #[unroll]
-            for group in 0..comptime!(held / GROUP) {
-                if comptime!((group as u32 + 1) * GROUP as u32 * lanes) > first {
-                    #[unroll]
-                    for h in 0..GROUP {
-                        let at = comptime!(group * GROUP + h);
-                        x[at] = x[at] - weight * own[at];
-                    }
-                }
-            }
+            reflect::<A>(&mut x, &staged, taus[step as usize], step * width + lane, first, code);
         }
     }
     #[unroll]
@@ -167,5 +213,24 @@ pub fn long_rows<A: Float>(
             i += CUBE_DIM;
         }
         sync_cube();
+    }
+}
+
+/// `T` of each group of `size` reflectors, for which their product is `1 − Vᵀ·T·V`: `Tⱼₛ = τⱼ·(δⱼₛ − Σ Gⱼᵢ·Tᵢₛ)`, a sum
+/// over `i` > `j`, with the products `G` of their pairs. A cube for each group, a unit for each column.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn triangles<A: Float>(gram: &[A], tau: &[A], t: &mut [A], groups: usize, size: u32, #[define(A)] _elem: ElemType) {
+    let start = CUBE_POS * (size * size) as usize;
+    let s = UNIT_POS;
+    if CUBE_POS < groups && s < size {
+        for step in 0..size {
+            let j = size - 1 - step;
+            let mut sum = select(j == s, A::from_int(1), A::from_int(0));
+            // Below the diagonal there are zeros.
+            for i in j + 1..max(s, j) + 1 {
+                sum -= gram[start + (j * size + i) as usize] * t[start + (i * size + s) as usize];
+            }
+            t[start + (j * size + s) as usize] = tau[CUBE_POS * size as usize + j as usize] * sum;
+        }
     }
 }

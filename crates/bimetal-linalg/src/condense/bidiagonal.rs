@@ -4,7 +4,7 @@ use super::load::Source;
 use super::rectangle::{Form, STEP, rectangle};
 use super::sides::{self, Code, first_columns};
 use super::step::ROWS;
-use super::{Memory, Reflectors, Row};
+use super::{Memory, PRODUCTS, Reflectors, Row};
 use crate::blocks::working;
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
 use bimetal_core::{DType, Gpu, Result, Tensor};
@@ -25,7 +25,7 @@ pub(super) struct Params {
     pub(super) lanes: usize,
 }
 
-pub(super) const PARAMS: Params = Params { units: 1024, striped: 512, rows: 4, taken: 192, lanes: 2 };
+pub(super) const PARAMS: Params = Params { units: 1024, striped: 1024, rows: 4, taken: 192, lanes: 2 };
 
 /// Matrices of `m`×`n` with `m` ≥ `n` as `scale·U·B·Vᵀ`, with the upper bidiagonal `B` of `diagonal` and `off`.
 pub(crate) struct Bidiagonal<'a> {
@@ -103,7 +103,7 @@ pub(super) fn reduced<'a>(
     let fits = |first: usize| Layout::new(gpu, [m - first, n - first], params).fits(gpu, dtype);
     let held = n <= 256 && fits(0);
     let made = Bidiagonal {
-        left: Reflectors::new(&memory, [n, n.max(1), stride(m), 0], !held)?,
+        left: Reflectors::new(&memory, [n, n.max(1), stride(m), 0], !held || m >= PRODUCTS)?,
         right: Reflectors::new(&memory, [n.saturating_sub(2), n.max(1), stride(n), 1], !held)?,
         diagonal: memory.alloc(n),
         off: memory.alloc(n),
@@ -252,10 +252,10 @@ impl Bidiagonal<'_> {
         let code = Code {
             held,
             width,
-            rows: (4 / held).max(1),
+            rows: Row::together(units, held),
             lanes,
             units: striped,
-            planes: planes.max(memory.planes(striped)),
+            planes,
             double: memory.double(),
         };
         // SAFETY: the buffers have these extents, past which the kernels touch nothing.
@@ -280,7 +280,7 @@ impl Bidiagonal<'_> {
                 down as u32,
                 across as u32,
                 stripes as u32,
-                Code { held: 1, rows: 4, ..code },
+                Code { held: 1, rows: 4, planes: memory.planes(striped), ..code },
                 memory.elem()?,
             );
             sides::right::launch_unchecked(

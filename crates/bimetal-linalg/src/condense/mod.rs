@@ -12,13 +12,14 @@ mod tridiagonal;
 mod whole;
 
 pub(crate) use bidiagonal::{Bidiagonal, bidiagonal};
-pub(crate) use tridiagonal::{Tridiagonal, tridiagonal};
+pub(crate) use tridiagonal::tridiagonal;
 
 use crate::qr::Dims;
 use crate::qr::gpu::{blocked::Work, moves};
 use back::Code;
+use bimetal_core::gpu::Product;
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
-use bimetal_core::{DType, Device, Gpu, Result, Shape, Spec, Tensor};
+use bimetal_core::{DType, Device, Error, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -27,11 +28,15 @@ use load::{PARTS, Source, TILE, UNITS};
 /// Elements of a matrix for which another cube measures.
 const MEASURED: usize = 16384;
 /// Units that transform rows back, elements that each of them holds at most, and bytes of reflectors in shared memory.
-const ROW_UNITS: usize = 128;
+const ROW_UNITS: usize = 256;
 const HELD: [usize; 5] = [4, 8, 16, 32, 64];
 const STAGED: usize = 16384;
 /// Elements of a row from which the vendor's products are used.
-const PRODUCTS: usize = 1025;
+const PRODUCTS: usize = 2049;
+/// Reflectors that are applied together by them: narrow products leave most processors idle.
+const GROUP: usize = 256;
+/// Reflectors and elements of a row come in multiples of this for them.
+const STRIDE: usize = 64;
 
 /// Memory of the computation's dtype for a batch.
 pub(crate) struct Memory<'a> {
@@ -48,6 +53,13 @@ struct Row {
     planes: usize,
 }
 
+impl Row {
+    /// Rows that are taken together: as many as registers hold.
+    fn together(units: usize, held: usize) -> usize {
+        (if units > 512 { 4 } else { 8 } / held).max(1)
+    }
+}
+
 impl Memory<'_> {
     fn alloc(&self, elements: usize) -> Handle {
         self.gpu.alloc((self.batch * elements).max(1) * self.dtype.size())
@@ -62,6 +74,23 @@ impl Memory<'_> {
     /// A tensor of the computation's dtype.
     fn tensor(&self, extents: &[usize]) -> Result<Tensor> {
         Tensor::empty_on(Spec::new(Shape::new(extents)?, self.dtype), self.gpu.device())
+    }
+
+    /// Sets elements to zero.
+    fn clear(&self, x: BufferArg, total: usize) -> Result<()> {
+        // SAFETY: callers give the number of elements.
+        unsafe {
+            load::clear::launch_unchecked(
+                self.gpu.client(),
+                self.gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                address_type(total),
+                x,
+                total,
+                self.elem()?,
+            );
+        }
+        Ok(())
     }
 
     fn elem(&self) -> Result<ElemType> {
@@ -162,9 +191,11 @@ pub(crate) struct Reflectors {
 }
 
 impl Reflectors {
-    /// Room for `most` reflections of `stride` elements, of which `count` will count. Zeros if they are not made by one cube.
+    /// Room for `most` reflections of `stride` elements, of which `count` will count. Zeros if they are not made by one cube, or
+    /// are applied by products.
     fn new(memory: &Memory, [count, most, stride, shift]: [usize; 4], zeros: bool) -> Result<Self> {
-        let gpu = memory.gpu;
+        // Groups of one matrix are filled up.
+        let most = if zeros && memory.batch == 1 { most.next_multiple_of(Self::group(most)) } else { most };
         let made = Self {
             v: memory.tensor(&[memory.batch, most, stride])?,
             tau: memory.tensor(&[memory.batch, most])?,
@@ -175,18 +206,8 @@ impl Reflectors {
         };
         let total = made.v.numel();
         if zeros && total > 0 {
-            // SAFETY: `total` is the number of elements.
-            unsafe {
-                load::clear::launch_unchecked(
-                    gpu.client(),
-                    gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
-                    CubeDim::new_1d(ELEMENTWISE_UNITS),
-                    address_type(total),
-                    made.v.gpu_arg()?,
-                    total,
-                    memory.elem()?,
-                );
-            }
+            memory.clear(made.v.gpu_arg()?, total)?;
+            memory.clear(made.tau.gpu_arg()?, made.tau.numel())?;
         }
         Ok(made)
     }
@@ -194,7 +215,7 @@ impl Reflectors {
     /// The same as [`Reflectors::apply`] by the vendor's products; false, and nothing done, where there are none.
     fn apply_products(&self, memory: &Memory, z: &Handle, [lines, m]: [usize; 2]) -> Result<bool> {
         let (gpu, batch, stride) = (memory.gpu, memory.batch, self.stride);
-        if !matches!(gpu.device(), Device::Cuda(_)) || !stride.is_multiple_of(64) {
+        if !matches!(gpu.device(), Device::Cuda(_)) || !stride.is_multiple_of(STRIDE) {
             return Ok(false);
         }
         let work = Work {
@@ -232,11 +253,79 @@ impl Reflectors {
             Ok(())
         };
         copy(false)?;
-        if !work.apply_all(&work.x, lines, self.count)? {
+        let done = match batch {
+            1 => self.apply_groups(memory, &work.x, lines)?,
+            _ => work.apply_all(&work.x, lines, self.count)?,
+        };
+        if done {
+            copy(true)?;
+        }
+        Ok(done)
+    }
+
+    /// How many of so many reflectors are applied together.
+    fn group(count: usize) -> usize {
+        count.next_multiple_of(STRIDE).clamp(STRIDE, GROUP)
+    }
+
+    /// `x − x·Vᵀ·Tᵀ·V` for the `lines` rows of one matrix and each group of reflectors, the last one first; false, and nothing
+    /// done, where the library refuses.
+    fn apply_groups(&self, memory: &Memory, x: &Tensor, lines: usize) -> Result<bool> {
+        let (gpu, stride, size) = (memory.gpu, self.stride, Self::group(self.most));
+        let groups = self.count.div_ceil(size);
+        let gram = memory.tensor(&[groups, size, size])?;
+        let pairs = Product {
+            batch: groups,
+            m: size,
+            n: size,
+            k: stride,
+            a_transposed: false,
+            b_transposed: true,
+            strides: [size * stride, size * stride, size * size],
+            starts: [0; 3],
+            tf32: false,
+        };
+        if !gpu.gemm(&pairs, 1.0, 0.0, &self.v, &self.v, &gram)? {
             return Ok(false);
         }
-        copy(true)?;
+        let t = self.triangles(memory, &gram, groups, size)?;
+        let [inner, weights] = [memory.tensor(&[lines, size])?, memory.tensor(&[lines, size])?];
+        for group in (0..groups).rev() {
+            let (v, at) = (group * size * stride, group * size * size);
+            let one = Product { batch: 1, m: lines, strides: [lines * stride; 3], ..pairs };
+            let first = Product { starts: [0, v, 0], ..one };
+            let second = Product { k: size, starts: [0, at, 0], ..one };
+            let third = Product { n: stride, k: size, b_transposed: false, starts: [0, v, 0], ..one };
+            let done = gpu.gemm(&first, 1.0, 0.0, x, &self.v, &inner)?
+                && gpu.gemm(&second, 1.0, 0.0, &inner, &t, &weights)?
+                && gpu.gemm(&third, -1.0, 1.0, &weights, &self.v, x)?;
+            if !done {
+                let reason = "the library of products takes some and refuses others".to_string();
+                return Err(Error::Unavailable { device: gpu.device().to_string(), reason });
+            }
+        }
         Ok(true)
+    }
+
+    /// The triangles of groups of reflectors from the products of their pairs.
+    fn triangles(&self, memory: &Memory, gram: &Tensor, groups: usize, size: usize) -> Result<Tensor> {
+        let t = memory.tensor(&[groups, size, size])?;
+        // SAFETY: the buffers have these extents, and there is a τ for each reflector of each group.
+        unsafe {
+            back::triangles::launch_unchecked(
+                memory.gpu.client(),
+                memory.gpu.cubes(groups),
+                CubeDim::new_1d(size as u32),
+                address_type(groups * size * size),
+                gram.gpu_arg()?,
+                self.tau.gpu_arg()?,
+                t.gpu_arg()?,
+                groups,
+                size as u32,
+                memory.elem()?,
+            );
+        }
+        Ok(t)
     }
 
     /// Multiplies `lines` rows of `m` elements of each matrix, in place, by the product of the reflections.

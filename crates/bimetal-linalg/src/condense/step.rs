@@ -95,20 +95,39 @@ fn load<A: Float, N: Size>(
     }
 }
 
+/// Some of a cube's rows, and what of the last reflector and its product belongs to them.
+#[derive(CubeType)]
+struct Rows<A: Float, N: Size> {
+    w: Array<Vector<A, N>>,
+    v: Array<A>,
+    p: Array<A>,
+}
+
 /// Loads some of the cube's rows, from row `j` on, `cubes` apart.
 #[cube]
 fn load_rows<A: Float, N: Size>(
     w: &mut [Vector<A, N>],
-    held: &mut Array<Vector<A, N>>,
+    p: &mut [A],
+    v: &mut [A],
+    held: &mut Rows<A, N>,
     place: &Place,
     j: u32,
     cubes: u32,
     #[comptime] code: Code,
 ) {
+    let row = place.matrix * place.n as usize;
+    let old = (place.matrix * 2 + (place.k % 2) as usize) * place.n as usize;
+    let last = (row + max(place.k, 1u32) as usize - 1) * place.stride as usize;
     #[unroll]
     for t in 0..code.rows {
         let own = j + comptime!(t as u32) * cubes;
-        let from = (place.matrix * place.n as usize + own as usize) * place.stride as usize;
+        let from = (row + own as usize) * place.stride as usize;
+        held.v[t] = A::from_int(0);
+        held.p[t] = A::from_int(0);
+        if own < place.n && place.k > 0 {
+            held.v[t] = v[last + own as usize];
+            held.p[t] = p[old + own as usize];
+        }
         #[unroll]
         for s in 0..code.held {
             let at = place.base + (UNIT_POS + comptime!(s as u32) * CUBE_DIM) * comptime!(code.width as u32);
@@ -116,7 +135,7 @@ fn load_rows<A: Float, N: Size>(
             if own < place.n && at < place.stride {
                 value = w[(from + at as usize) / code.width];
             }
-            held[comptime!(t * code.held + s)] = value;
+            held.w[comptime!(t * code.held + s)] = value;
         }
     }
 }
@@ -202,6 +221,89 @@ fn next<A: Float, N: Size>(
     (factor, twice)
 }
 
+/// Column `k` of a matrix, by cube number `own` of `cubes`.
+#[cube]
+fn column<A: Float, N: Size>(
+    w: &mut [Vector<A, N>],
+    p: &mut [A],
+    v: &mut [A],
+    tau: &mut [A],
+    diagonal: &mut [A],
+    off: &mut [A],
+    place: &Place,
+    own: u32,
+    cubes: u32,
+    #[comptime] code: Code,
+) {
+    let mut slots = Shared::<[A]>::new_slice(comptime!(ROWS * (code.planes + 1)));
+    let (matrix, n, stride, k) = (place.matrix, place.n, place.stride, place.k);
+    let mut lines = Lines::<A, N> {
+        v: Array::<Vector<A, N>>::new(code.held),
+        p: Array::<Vector<A, N>>::new(code.held),
+        x: Array::<Vector<A, N>>::new(code.held),
+    };
+    let mut held = Rows::<A, N> {
+        w: Array::<Vector<A, N>>::new(comptime!(code.rows * code.held)),
+        v: Array::<A>::new(code.rows),
+        p: Array::<A>::new(code.rows),
+    };
+    load::<A, N>(w, p, v, &mut lines, place, code);
+    let mut j = k + 1 + own;
+    load_rows::<A, N>(w, p, v, &mut held, place, j, cubes, code);
+    let (factor, twice) = next::<A, N>(p, v, tau, diagonal, off, &mut lines, place, own, code);
+    let plane = (UNIT_POS / PLANE_DIM) as usize;
+    let mut slot = 0u32;
+    while j < n {
+        let mut sums = Array::<A>::new(code.rows);
+        #[unroll]
+        for t in 0..code.rows {
+            let own = j + comptime!(t as u32) * cubes;
+            let q = Vector::<A, N>::new(factor * held.p[t] - twice * held.v[t]);
+            let r = Vector::<A, N>::new(factor * held.v[t]);
+            let from = (matrix * n as usize + own as usize) * stride as usize;
+            let mut sum = Vector::<A, N>::new(A::from_int(0));
+            #[unroll]
+            for s in 0..code.held {
+                let at = place.base + (UNIT_POS + comptime!(s as u32) * CUBE_DIM) * comptime!(code.width as u32);
+                let x = held.w[comptime!(t * code.held + s)] - lines.v[s] * q - lines.p[s] * r;
+                if own < n && at < stride && place.inside {
+                    w[(from + at as usize) / code.width] = x;
+                }
+                sum += x * lines.x[s];
+            }
+            sums[t] = sum_of::<A, N>(sum);
+        }
+        // The next rows are on their way while these are added up.
+        j += comptime!(code.rows as u32) * cubes;
+        load_rows::<A, N>(w, p, v, &mut held, place, j, cubes, code);
+        #[unroll]
+        for t in 0..code.rows {
+            sums[t] = plane_sum(sums[t]);
+        }
+        if UNIT_POS_PLANE == 0 {
+            #[unroll]
+            for t in 0..code.rows {
+                slots[(slot as usize + t) * comptime!(code.planes + 1) + plane] = sums[t];
+            }
+        }
+        slot += comptime!(code.rows as u32);
+    }
+    sync_cube();
+    let made = (matrix * 2 + (1 - k % 2) as usize) * n as usize;
+    let mut line = UNIT_POS;
+    while line < comptime!(ROWS as u32) {
+        let j = k + 1 + own + line * cubes;
+        if j < n && place.inside {
+            let mut sum = A::from_int(0);
+            for plane in 0..CUBE_DIM.div_ceil(PLANE_DIM) as usize {
+                sum += slots[line as usize * comptime!(code.planes + 1) + plane];
+            }
+            p[made + j as usize] = sum;
+        }
+        line += CUBE_DIM;
+    }
+}
+
 /// Column `k` of every matrix: `cubes` cubes for each of them.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn step<A: Float, N: Size>(
@@ -219,70 +321,52 @@ pub fn step<A: Float, N: Size>(
     #[comptime] code: Code,
     #[define(A)] _elem: ElemType,
 ) {
-    let mut slots = Shared::<[A]>::new_slice(comptime!(ROWS * (code.planes + 1)));
     let own = (CUBE_POS % cubes as usize) as u32;
     let inside = CUBE_POS / (cubes as usize) < batch;
     let matrix = select(inside, CUBE_POS / cubes as usize, 0usize);
-    let place =
-        Place { matrix, inside, n, stride, k, base: k / comptime!(code.width as u32) * comptime!(code.width as u32) };
-    let mut lines = Lines::<A, N> {
-        v: Array::<Vector<A, N>>::new(code.held),
-        p: Array::<Vector<A, N>>::new(code.held),
-        x: Array::<Vector<A, N>>::new(code.held),
-    };
-    let mut held = Array::<Vector<A, N>>::new(comptime!(code.rows * code.held));
-    load::<A, N>(w, p, v, &mut lines, &place, code);
-    let mut j = k + 1 + own;
-    load_rows::<A, N>(w, &mut held, &place, j, cubes, code);
-    let (factor, twice) = next::<A, N>(p, v, tau, diagonal, off, &mut lines, &place, own, code);
-    let old = (matrix * 2 + (k % 2) as usize) * n as usize;
-    let last = (matrix * n as usize + max(k, 1u32) as usize - 1) * stride as usize;
-    let plane = (UNIT_POS / PLANE_DIM) as usize;
-    let mut slot = 0u32;
-    while j < n {
-        #[unroll]
-        for t in 0..code.rows {
-            let own = j + comptime!(t as u32) * cubes;
-            let mut q = A::from_int(0);
-            let mut r = A::from_int(0);
-            if own < n && k > 0 {
-                let vj = v[last + own as usize];
-                q = factor * p[old + own as usize] - twice * vj;
-                r = factor * vj;
-            }
-            let (q, r) = (Vector::<A, N>::new(q), Vector::<A, N>::new(r));
-            let from = (matrix * n as usize + own as usize) * stride as usize;
-            let mut sums = Vector::<A, N>::new(A::from_int(0));
-            #[unroll]
-            for s in 0..code.held {
-                let at = place.base + (UNIT_POS + comptime!(s as u32) * CUBE_DIM) * comptime!(code.width as u32);
-                let x = held[comptime!(t * code.held + s)] - lines.v[s] * q - lines.p[s] * r;
-                if own < n && at < stride && inside {
-                    w[(from + at as usize) / code.width] = x;
-                }
-                sums += x * lines.x[s];
-            }
-            let partial = plane_sum(sum_of::<A, N>(sums));
-            if UNIT_POS_PLANE == 0 {
-                slots[(slot as usize + t) * comptime!(code.planes + 1) + plane] = partial;
+    let width = comptime!(code.width as u32);
+    let place = Place { matrix, inside, n, stride, k, base: k / width * width };
+    column::<A, N>(w, p, v, tau, diagonal, off, &place, own, cubes, code);
+}
+
+/// Columns `from..to` of every matrix in one launch. The cubes of a matrix wait for each other after every column, so that all of
+/// them must run at the same time: `arrived`, zero at first, counts them.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub fn steps<A: Float, N: Size>(
+    w: &mut [Vector<A, N>],
+    p: &mut [A],
+    v: &mut [A],
+    tau: &mut [A],
+    diagonal: &mut [A],
+    off: &mut [A],
+    arrived: &mut [Atomic<u32>],
+    n: u32,
+    stride: u32,
+    from: u32,
+    to: u32,
+    cubes: u32,
+    counter: u32,
+    #[comptime] code: Code,
+    #[define(A)] _elem: ElemType,
+) {
+    let own = (CUBE_POS % cubes as usize) as u32;
+    let matrix = CUBE_POS / cubes as usize;
+    let width = comptime!(code.width as u32);
+    let mut target = 0u32;
+    for k in from..to {
+        let place = Place { matrix, inside: true.runtime(), n, stride, k, base: k / width * width };
+        column::<A, N>(w, p, v, tau, diagonal, off, &place, own, cubes, code);
+        target += cubes;
+        // Storage is flushed before the count, and read anew after it.
+        sync_storage();
+        if UNIT_POS == 0 {
+            let at = counter as usize + matrix;
+            arrived[at].fetch_add(1u32);
+            let mut seen = arrived[at].load();
+            while seen < target {
+                seen = arrived[at].load();
             }
         }
-        slot += comptime!(code.rows as u32);
-        j += comptime!(code.rows as u32) * cubes;
-        load_rows::<A, N>(w, &mut held, &place, j, cubes, code);
-    }
-    sync_cube();
-    let made = (matrix * 2 + (1 - k % 2) as usize) * n as usize;
-    let mut line = UNIT_POS;
-    while line < comptime!(ROWS as u32) {
-        let j = k + 1 + own + line * cubes;
-        if j < n && inside {
-            let mut sum = A::from_int(0);
-            for plane in 0..CUBE_DIM.div_ceil(PLANE_DIM) as usize {
-                sum += slots[line as usize * comptime!(code.planes + 1) + plane];
-            }
-            p[made + j as usize] = sum;
-        }
-        line += CUBE_DIM;
+        sync_storage();
     }
 }

@@ -1,12 +1,12 @@
 //! Tridiagonal form of symmetric matrices, `A = Q·T·Qᵀ` (LAPACK's `sytrd`): launched column by column until a cube can hold what is left.
 
 use super::load::Source;
-use super::step::{Code, ROWS, step};
+use super::step::{Code, ROWS, step, steps};
 use super::whole::{Form, STEP, whole};
 use super::{Memory, Reflectors, Row};
 use crate::blocks::working;
 use bimetal_core::gpu::kernel::address_type;
-use bimetal_core::{DType, Gpu, Result, Tensor};
+use bimetal_core::{DType, Device, Gpu, Result, Tensor};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
@@ -19,11 +19,17 @@ pub(super) struct Params {
     pub(super) rows: usize,
     /// Rows and columns that a cube takes over at most: beyond, a launch is faster than one processor.
     pub(super) taken: usize,
-    /// Neighbouring units that share a column in a cube.
+    /// Neighbouring units that share a column in a cube, twice as many up to `small` columns.
     pub(super) lanes: usize,
+    pub(super) small: usize,
+    /// Columns share launches where the device is known to run all cubes at once.
+    pub(super) waiting: bool,
+    /// Columns that are left when a launch with fewer units no longer pays.
+    pub(super) least: usize,
 }
 
-pub(super) const PARAMS: Params = Params { units: 1024, rows: 4, taken: 192, lanes: 2 };
+pub(super) const PARAMS: Params =
+    Params { units: 1024, rows: 4, taken: 192, lanes: 2, small: 32, waiting: true, least: 256 };
 
 /// Symmetric matrices as `scale·Q·T·Qᵀ`, with the tridiagonal `T` of `diagonal` and `off`.
 pub(crate) struct Tridiagonal<'a> {
@@ -50,7 +56,7 @@ struct Layout {
 
 impl Layout {
     fn new(gpu: &Gpu, size: usize, params: Params) -> Self {
-        let mut lanes = params.lanes;
+        let mut lanes = if size <= params.small { 2 * params.lanes } else { params.lanes };
         while lanes > 1 && !(gpu.plane.0 as usize).is_multiple_of(lanes) {
             lanes /= 2;
         }
@@ -126,8 +132,10 @@ pub(super) fn reduced<'a>(
     let source = if upper { Source::Upper } else { Source::Lower };
     made.memory.load(a, source, [n, n, stride], [&w, &made.scale], status)?;
     let first = n - made.memory.fitting(params.taken.min(n), params);
-    for k in 0..first {
-        made.step(&w, &p, k)?;
+    if !made.steps(&w, &p, first)? {
+        for k in 0..first {
+            made.step(&w, &p, k)?;
+        }
     }
     made.whole(None, Some(&w), &p, first, true)?;
     Ok(made)
@@ -166,6 +174,7 @@ impl Tridiagonal<'_> {
             elements: layout.elements,
             most: layout.most,
             planes: memory.planes(most).min(256),
+            held: layout.most.div_ceil(gpu.plane.0 as usize),
         };
         let (input, status, elems) = match fresh {
             Some((a, _, status)) => (a.gpu_arg()?, status.gpu_arg()?, memory.elems(a)?),
@@ -200,6 +209,60 @@ impl Tridiagonal<'_> {
         Ok(())
     }
 
+    /// Columns up to `first` in few launches, in which the cubes of a matrix wait for each other; false, and nothing done, where not
+    /// all of them are sure to run at once.
+    fn steps(&self, w: &Handle, p: &Handle, first: usize) -> Result<bool> {
+        let (memory, n, stride) = (&self.memory, self.n, self.reflectors.stride);
+        let gpu = memory.gpu;
+        // A cube for each processor, and none that is left over. Several matrices are faster by launches with more cubes.
+        let cubes = gpu.processors as usize;
+        let sure = self.params.waiting && matches!(gpu.device(), Device::Cuda(_));
+        if !sure || memory.batch > 1 || n.div_ceil(cubes) > ROWS {
+            return Ok(false);
+        }
+        // The parts of the way over which a cube has as many units.
+        let mut parts = vec![0];
+        while let Some(k) = parts.last().filter(|k| **k < first) {
+            let next = if n - k > 2 * self.params.least { (n + k) / 2 } else { first };
+            parts.push(next.min(first));
+        }
+        let arrived = memory.alloc(parts.len());
+        let counters = memory.batch * parts.len();
+        memory.clear(memory.arg(&arrived, parts.len()), counters)?;
+        for (part, ends) in parts.windows(2).enumerate() {
+            let Row { width, units, held, planes } = memory.row(ends[0], stride, self.params.units);
+            let cubes = cubes.min((n - ends[0]).div_ceil(self.params.rows)).max(1);
+            let code = Code { held, width, rows: Row::together(units, held), planes, double: memory.double() };
+            // SAFETY: the buffers have these extents, past which the kernel touches nothing; there are no more cubes than
+            // processors.
+            unsafe {
+                steps::launch_unchecked(
+                    gpu.client(),
+                    CubeCount::Static((memory.batch * cubes) as u32, 1, 1),
+                    CubeDim::new_1d(units as u32),
+                    address_type(memory.batch * n * stride),
+                    width,
+                    memory.arg(w, n * stride),
+                    memory.arg(p, 2 * n),
+                    self.reflectors.v.gpu_arg()?,
+                    self.reflectors.tau.gpu_arg()?,
+                    memory.arg(&self.diagonal, n),
+                    memory.arg(&self.off, n),
+                    BufferArg::from_raw_parts(arrived.clone(), counters),
+                    n as u32,
+                    stride as u32,
+                    ends[0] as u32,
+                    ends[1] as u32,
+                    cubes as u32,
+                    (part * memory.batch) as u32,
+                    code,
+                    memory.elem()?,
+                );
+            }
+        }
+        Ok(true)
+    }
+
     /// Column `k` by several cubes for each matrix.
     fn step(&self, w: &Handle, p: &Handle, k: usize) -> Result<()> {
         let (memory, n, stride) = (&self.memory, self.n, self.reflectors.stride);
@@ -207,7 +270,7 @@ impl Tridiagonal<'_> {
         let rows = n - k - 1;
         let cubes = (gpu.processors as usize).min(rows.div_ceil(self.params.rows)).max(rows.div_ceil(ROWS)).max(1);
         let Row { width, units, held, planes } = memory.row(k, stride, self.params.units);
-        let code = Code { held, width, rows: (4 / held).max(1), planes, double: memory.double() };
+        let code = Code { held, width, rows: Row::together(units, held), planes, double: memory.double() };
         // SAFETY: the buffers have these extents, past which the kernel touches nothing.
         unsafe {
             step::launch_unchecked(

@@ -28,6 +28,8 @@ pub struct Form {
     pub elements: usize,
     pub most: usize,
     pub planes: usize,
+    /// Elements of a column that a unit of the plane that makes it holds.
+    pub held: usize,
 }
 
 /// Rows that a unit takes at a time.
@@ -214,46 +216,62 @@ fn next<A: Float>(
     #[comptime] form: Form,
 ) -> A {
     let zero = A::from_int(0);
+    let line = k * place.pitch;
+    // All that is read comes first: what follows waits for sums over the plane.
+    let mut xs = Array::<A>::new(form.held);
+    let mut olds = Array::<A>::new(form.held);
+    let mut products = Array::<A>::new(form.held);
     let mut sum = zero;
-    let mut i = UNIT_POS_PLANE;
-    while i < place.size {
-        sum += vs[(old + i) as usize] * ps[(old + i) as usize];
-        i += PLANE_DIM;
+    #[unroll]
+    for h in 0..form.held {
+        let i = UNIT_POS_PLANE + comptime!(h as u32) * PLANE_DIM;
+        xs[h] = zero;
+        olds[h] = zero;
+        products[h] = zero;
+        if i < place.tall {
+            xs[h] = w[(line + i) as usize];
+            olds[h] = vs[(old + i) as usize];
+            products[h] = ps[(old + i) as usize];
+        }
+        sum += olds[h] * products[h];
     }
+    let at = k + 1;
+    let (vk, pk) = (vs[(old + k) as usize], ps[(old + k) as usize]);
+    let (vh, ph) = (vs[(old + at) as usize], ps[(old + at) as usize]);
+    let head = w[(line + at) as usize];
     let twice = factor * factor * plane_sum(sum);
     if UNIT_POS_PLANE == 0 {
         pending[0] = factor;
         pending[1] = twice;
     }
-    let q = factor * ps[(old + k) as usize] - twice * vs[(old + k) as usize];
-    let r = factor * vs[(old + k) as usize];
-    let line = k * place.pitch;
-    let at = k + 1;
-    let head = w[(line + at) as usize] - vs[(old + at) as usize] * q - ps[(old + at) as usize] * r;
+    let q = factor * pk - twice * vk;
+    let r = factor * vk;
+    let head = head - vh * q - ph * r;
     let mut squares = zero;
-    let mut i = UNIT_POS_PLANE;
-    while i < place.tall {
-        let x = w[(line + i) as usize] - vs[(old + i) as usize] * q - ps[(old + i) as usize] * r;
-        vs[(new + i) as usize] = x;
+    #[unroll]
+    for h in 0..form.held {
+        let i = UNIT_POS_PLANE + comptime!(h as u32) * PLANE_DIM;
+        let x = xs[h] - olds[h] * q - products[h] * r;
+        xs[h] = x;
         squares += select(i > at, x * x, zero);
-        i += PLANE_DIM;
     }
     let (scalar, stretch, beta) = reflector::<A>(head, plane_sum(squares), form.double);
     let row = place.matrix * place.n as usize + (place.first + k) as usize;
-    let mut i = UNIT_POS_PLANE;
-    while i < place.tall {
-        let x = vs[(new + i) as usize];
+    #[unroll]
+    for h in 0..form.held {
+        let i = UNIT_POS_PLANE + comptime!(h as u32) * PLANE_DIM;
         if i == k && place.inside {
-            diagonal[row] = x;
+            diagonal[row] = xs[h];
             off[row] = beta;
             tau[row] = scalar;
         }
-        let own = select(i > at, x * stretch, select(i == at, A::from_int(1), zero));
-        vs[(new + i) as usize] = own;
+        let own = select(i > at, xs[h] * stretch, select(i == at, A::from_int(1), zero));
+        if i < place.tall {
+            vs[(new + i) as usize] = own;
+        }
         if comptime!(form.vectors) && place.inside && i < place.size {
             v[row * place.stride as usize + (place.first + i) as usize] = own;
         }
-        i += PLANE_DIM;
     }
     scalar
 }
