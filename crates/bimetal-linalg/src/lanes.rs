@@ -74,6 +74,10 @@ pub(crate) trait Real:
     fn quotient<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
     /// The larger magnitude and its index; the first of equals.
     fn larger<S: Simd>(s: S, best: [Self::V<S>; 2], candidate: Self::V<S>, index: usize) -> [Self::V<S>; 2];
+    /// Whether `at` is `index` in any lane.
+    fn meets<S: Simd>(s: S, at: Self::V<S>, index: usize) -> bool;
+    /// `yes` in the lanes in which `at` is `index`, `no` in the others.
+    fn pick<S: Simd>(s: S, at: Self::V<S>, index: usize, yes: Self::V<S>, no: Self::V<S>) -> Self::V<S>;
     fn splat<S: Simd>(s: S, x: Self) -> Self::V<S>;
     fn of_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
@@ -194,6 +198,14 @@ impl Real for f32 {
         [s.select(more, size, best), s.select(more, s.splat(index as f32), at)]
     }
     #[inline(always)]
+    fn meets<S: Simd>(s: S, at: S::F, index: usize) -> bool {
+        s.any(s.eq(at, s.splat(index as f32)))
+    }
+    #[inline(always)]
+    fn pick<S: Simd>(s: S, at: S::F, index: usize, yes: S::F, no: S::F) -> S::F {
+        s.select(s.eq(at, s.splat(index as f32)), yes, no)
+    }
+    #[inline(always)]
     fn splat<S: Simd>(s: S, x: f32) -> S::F {
         s.splat(x)
     }
@@ -249,6 +261,19 @@ impl Real for f64 {
         }
         // SAFETY: the arrays hold a vector of any level.
         unsafe { [s.load_f64(best.as_ptr()), s.load_f64(at.as_ptr())] }
+    }
+    #[inline(always)]
+    fn meets<S: Simd>(s: S, at: S::D, index: usize) -> bool {
+        spread(s, at)[..S::LANES_F64].contains(&(index as f64))
+    }
+    #[inline(always)]
+    fn pick<S: Simd>(s: S, at: S::D, index: usize, yes: S::D, no: S::D) -> S::D {
+        let (at, yes, mut no) = (spread(s, at), spread(s, yes), spread(s, no));
+        for lane in 0..S::LANES_F64 {
+            no[lane] = if at[lane] == index as f64 { yes[lane] } else { no[lane] };
+        }
+        // SAFETY: the array holds a vector of any level.
+        unsafe { s.load_f64(no.as_ptr()) }
     }
     #[inline(always)]
     fn splat<S: Simd>(s: S, x: f64) -> S::D {
@@ -323,6 +348,7 @@ impl Part {
 /// set if that matrix has an element that counts and is not finite.
 #[inline(always)]
 pub(crate) fn gather<S: Simd, E: Entry>(
+    s: S,
     from: &[E],
     first: usize,
     [m, n]: [usize; 2],
@@ -332,6 +358,13 @@ pub(crate) fn gather<S: Simd, E: Entry>(
     let (size, lanes) = (m * n, E::Real::lanes::<S>());
     let last = from.len() / size - 1;
     let starts: [usize; MAX_LANES] = std::array::from_fn(|lane| (first + lane).min(last) * size);
+    if E::DTYPE == DType::F32 && S::LANES > 1 && size >= S::LANES {
+        debug_assert!(to.len() >= size * lanes);
+        // SAFETY: the starts are those of matrices of `size` elements of f32, and there are as many vectors.
+        return unsafe {
+            gather_squares(s, starts.map(|start| from.as_ptr().cast::<f32>().add(start)), [m, n], to, part)
+        };
+    }
     // Zero times what is not finite is NaN, and stays.
     let mut zeros = [E::Real::default(); MAX_LANES];
     for i in 0..m {
@@ -355,13 +388,83 @@ pub(crate) fn gather<S: Simd, E: Entry>(
     (0..lanes).fold(0, |bad, lane| bad | u32::from(!zeros[lane].finite()) << lane)
 }
 
+/// [`gather`] of f32, a square of a vector's elements at a time, all of them.
+///
+/// # Safety
+/// The matrices have `m·n` elements, at least a vector, and `to` has a vector for each.
+#[inline(always)]
+unsafe fn gather_squares<S: Simd, R: Real>(
+    s: S,
+    from: [*const f32; MAX_LANES],
+    [m, n]: [usize; 2],
+    to: &mut [R],
+    part: Part,
+) -> u32 {
+    let (size, to) = (m * n, to.as_mut_ptr().cast::<f32>());
+    // SAFETY (this function): the caller's promise; the last square may overlap the one before.
+    unsafe {
+        for e in (0..size).step_by(S::LANES) {
+            let e = e.min(size - S::LANES);
+            s.transpose(from.map(|p| p.wrapping_add(e)), std::array::from_fn(|j| to.wrapping_add((e + j) * S::LANES)));
+        }
+        // Zero times what is not finite is NaN, and stays.
+        let zero = s.splat(0.0);
+        let mut zeros = [zero; 4];
+        for i in 0..m {
+            for j in part.columns(i, n) {
+                zeros[j % 4] = s.fma(zero, s.load(to.add((i * n + j) * S::LANES)), zeros[j % 4]);
+            }
+        }
+        let bad = zeros.map(|zeros| s.is_nan(zeros));
+        s.mask_bits(s.or_m(s.or_m(bad[0], bad[1]), s.or_m(bad[2], bad[3])))
+    }
+}
+
+/// [`scatter`] of f32, likewise.
+///
+/// # Safety
+/// As there; the first `count` pointers are good for `size` elements.
+#[inline(always)]
+unsafe fn scatter_squares<S: Simd, R: Real>(s: S, from: &[R], size: usize, to: [*mut f32; MAX_LANES], count: usize) {
+    let from = from.as_ptr().cast::<f32>();
+    let mut beyond = [0.0; MAX_LANES];
+    let beyond = beyond.as_mut_ptr();
+    for e in (0..size).step_by(S::LANES) {
+        let e = e.min(size - S::LANES);
+        // SAFETY: the caller's promise; lanes past the last matrix go to memory of their own.
+        unsafe {
+            let to = std::array::from_fn(|lane| if lane < count { to[lane].wrapping_add(e) } else { beyond });
+            s.transpose(std::array::from_fn(|j| from.wrapping_add((e + j) * S::LANES)), to);
+        }
+    }
+}
+
 /// The reverse of [`gather`] for the matrices that exist, with zeros for what does not count; NaN for those whose bit in
 /// `failed` is set.
 #[inline(always)]
-pub(crate) fn scatter<S: Simd, E: Entry>(from: &[E::Real], [m, n]: [usize; 2], to: &mut [E], part: Part, failed: u32) {
+pub(crate) fn scatter<S: Simd, E: Entry>(
+    s: S,
+    from: &mut [E::Real],
+    [m, n]: [usize; 2],
+    to: &mut [E],
+    part: Part,
+    failed: u32,
+) {
     let (size, lanes) = (m * n, E::Real::lanes::<S>());
     let zero = E::of(E::Real::default());
-    for i in 0..m {
+    let squares = E::DTYPE == DType::F32 && S::LANES > 1 && size >= S::LANES;
+    if squares {
+        for (i, row) in from.chunks_exact_mut(n * lanes).enumerate().take(m) {
+            let columns = part.columns(i, n);
+            row[..columns.start * lanes].fill(E::Real::default());
+            row[columns.end * lanes..].fill(E::Real::default());
+        }
+        let start = to.as_mut_ptr().cast::<f32>();
+        let starts = std::array::from_fn(|lane| start.wrapping_add(lane * size));
+        // SAFETY: there are `size` vectors, and as many elements of f32 of each matrix.
+        unsafe { scatter_squares(s, from, size, starts, to.len() / size) };
+    }
+    for i in 0..if squares { 0 } else { m } {
         let columns = part.columns(i, n);
         for start in (0..n).step_by(LINE) {
             for (lane, matrix) in to.chunks_exact_mut(size).take(lanes).enumerate() {

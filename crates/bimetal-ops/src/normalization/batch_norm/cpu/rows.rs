@@ -213,23 +213,30 @@ impl<E: Element> Kernel for Slabs<'_, E> {
             memory.fill(0.0);
             let sums = memory.as_mut_ptr();
             // SAFETY: the slab has these rows, and there are as many lines of sums, of whole vectors.
+            // Loops, because a closure is not sure to be compiled for the level.
             unsafe {
-                let at = |row: usize| (x.as_ptr().add(row * n), grad.map_or(std::ptr::null(), |g| g.as_ptr().add(row * n)));
+                let (first, slopes) = (x.as_ptr(), grad.map_or(std::ptr::null(), |g| g.as_ptr()));
                 let whole = samples / GROUP * GROUP;
-                (0..whole).step_by(GROUP).for_each(|row| add_rows::<S, E, GROUP>(s, at(row).0, n, sums));
-                (whole..samples).for_each(|row| add_rows::<S, E, 1>(s, at(row).0, n, sums));
-                memory[..n].iter_mut().for_each(|sum| *sum /= samples as f32);
-                let next = rows * n;
                 for row in (0..whole).step_by(GROUP) {
+                    add_rows::<S, E, GROUP>(s, first.add(row * n), n, sums);
+                }
+                for row in whole..samples {
+                    add_rows::<S, E, 1>(s, first.add(row * n), n, sums);
+                }
+                memory[..n].iter_mut().for_each(|sum| *sum /= samples as f32);
+                let (next, sums) = (rows * n, [sums, sums.add(line)]);
+                for row in (0..whole).step_by(GROUP) {
+                    let at = (first.add(row * n), slopes.wrapping_add(row * n));
                     match grad {
-                        None => deviate::<S, E, GROUP, false>(s, at(row), next, n, [sums, sums.add(line)], line),
-                        Some(_) => deviate::<S, E, GROUP, true>(s, at(row), next, n, [sums, sums.add(line)], line),
+                        None => deviate::<S, E, GROUP, false>(s, at, next, n, sums, line),
+                        Some(_) => deviate::<S, E, GROUP, true>(s, at, next, n, sums, line),
                     }
                 }
                 for row in whole..samples {
+                    let at = (first.add(row * n), slopes.wrapping_add(row * n));
                     match grad {
-                        None => deviate::<S, E, 1, false>(s, at(row), next, n, [sums, sums.add(line)], line),
-                        Some(_) => deviate::<S, E, 1, true>(s, at(row), next, n, [sums, sums.add(line)], line),
+                        None => deviate::<S, E, 1, false>(s, at, next, n, sums, line),
+                        Some(_) => deviate::<S, E, 1, true>(s, at, next, n, sums, line),
                     }
                 }
             }
@@ -312,8 +319,11 @@ unsafe fn deviate<S: Simd, E: Element, const R: usize, const GRAD: bool>(
     for j in (0..n).step_by(S::LANES) {
         // SAFETY: the caller's promise.
         unsafe {
-            let sums: [*mut f32; 4] = std::array::from_fn(|k| sums.add(k * line + j));
-            let mut totals = sums.map(|sum| s.load(sum));
+            let used = if GRAD { 4 } else { 2 };
+            let mut totals = [s.splat(0.0); 4];
+            for (k, total) in totals.iter_mut().enumerate().take(used) {
+                *total = s.load(sums.add(k * line + j));
+            }
             let mean = s.load(means.add(j));
             for r in 0..R {
                 let at = r * n + j;
@@ -328,8 +338,9 @@ unsafe fn deviate<S: Simd, E: Element, const R: usize, const GRAD: bool>(
                     totals[3] = s.fma(g, d, totals[3]);
                 }
             }
-            let used = if GRAD { 4 } else { 2 };
-            totals.into_iter().zip(sums).take(used).for_each(|(total, sum)| s.store(sum, total));
+            for (k, total) in totals.into_iter().enumerate().take(used) {
+                s.store(sums.add(k * line + j), total);
+            }
         }
     }
 }
@@ -373,9 +384,10 @@ impl<S: Simd, E: Element> Values<S> for GradientRow<'_, E> {
     unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the caller's promise; all slices are as long as the row.
         unsafe {
-            let [mean, factor, shift, slope] = self.coefficients.map(|line| part(s, line, i, n));
-            let d = s.sub(part(s, self.x, i, n), mean);
-            s.fma(d, slope, s.fma(part(s, self.grad, i, n), factor, shift))
+            let [mean, factor, shift, slope] = self.coefficients;
+            let d = s.sub(part(s, self.x, i, n), part(s, mean, i, n));
+            let own = s.fma(part(s, self.grad, i, n), part(s, factor, i, n), part(s, shift, i, n));
+            s.fma(d, part(s, slope, i, n), own)
         }
     }
 }
