@@ -2,6 +2,7 @@
 
 mod lanes;
 mod large;
+mod panel;
 pub(crate) mod real;
 mod rows;
 
