@@ -142,7 +142,7 @@ impl<E: Number> Matrices<'_, E> {
 }
 
 /// Bytes of an outer product from which it is written past the caches, where an ordinary store first reads the line that it
-/// overwrites: 2048x4096 took 1.3 ms so and now 0.7.
+/// overwrites: 2048x4096 took 1.9 ms so and takes 1.3 ms on two cores.
 const STREAM_BYTES: usize = 16 << 20;
 
 impl<E: Number> Row<'_, E> {

@@ -1,13 +1,11 @@
-//! Traces and norms on the CPU: sums in f64 by 32 lanes.
+//! Traces and norms on the CPU: sums in f64 by eight lanes.
 
 use super::Kind;
 use crate::lanes::{Entry, Real, each_float, grain};
 use bimetal_core::cpu::parallel;
-use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
 use bimetal_core::{Result, Tensor};
 
-/// Sums that do not wait for each other: four vectors of f64.
-const LANES: usize = 32;
+const LANES: usize = 8;
 /// Elements that one thread adds up; a large matrix has many such parts.
 const PART: usize = 1 << 16;
 
@@ -58,45 +56,15 @@ fn squares<E: Entry>(a: &[E]) -> [f64; 2] {
             unit = largest;
         }
     }
-    [unit, dispatch(Squares { a, unit })]
-}
-
-/// The sum of squares of elements over a unit.
-struct Squares<'a, E> {
-    a: &'a [E],
-    unit: f64,
-}
-
-impl<E: Entry> Kernel for Squares<'_, E> {
-    type Out = f64;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> f64 {
-        let Self { a, unit } = self;
-        let mut sums = [0.0; LANES];
-        let chunks = a.chunks_exact(LANES);
-        let rest = chunks.remainder();
-        if unit == 1.0 {
-            for chunk in chunks {
-                for (sum, x) in sums.iter_mut().zip(chunk) {
-                    let x = x.real().to_f64();
-                    *sum += x * x;
-                }
-            }
-        } else {
-            for chunk in chunks {
-                for (sum, x) in sums.iter_mut().zip(chunk) {
-                    let x = x.real().to_f64() / unit;
-                    *sum += x * x;
-                }
-            }
-        }
-        for (sum, x) in sums.iter_mut().zip(rest) {
+    let mut sums = [0.0; LANES];
+    let chunks = a.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
             let x = x.real().to_f64() / unit;
             *sum += x * x;
         }
-        let [a, b, c, d] = std::array::from_fn(|i| (sums[i] + sums[i + 16]) + (sums[i + 8] + sums[i + 24]));
-        let [e, f, g, h] = std::array::from_fn(|i| (sums[i + 4] + sums[i + 20]) + (sums[i + 12] + sums[i + 28]));
-        ((a + b) + (c + d)) + ((e + f) + (g + h))
     }
+    let rest: f64 = rest.iter().map(|x| x.real().to_f64() / unit).map(|x| x * x).sum();
+    [unit, sums.iter().sum::<f64>() + rest]
 }

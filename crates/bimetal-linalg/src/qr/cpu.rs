@@ -2,7 +2,6 @@
 
 mod lanes;
 mod large;
-mod panel;
 pub(crate) mod real;
 mod rows;
 

@@ -3,7 +3,6 @@
 use super::blocked::{Lines, Panels, Path, TILE_VECTORS};
 use super::number::Number;
 use bimetal_core::cpu::simd::{Kernel, Level, MAX_LANES, Simd, dispatch_at};
-use std::any::TypeId;
 use std::marker::PhantomData;
 
 /// Sums of `E`'s own kind, multiplied by `alpha`.
@@ -97,9 +96,6 @@ impl<E: Number> Kernel for Pack<E> {
                 }
                 return;
             }
-            if from.step == 1 && S::LANES > 1 && TypeId::of::<E>() == TypeId::of::<f32>() {
-                return self.squares(s);
-            }
             // Pieces of lines, so that what is written stays in the first cache until it is whole.
             let mut piece = [E::Sum::default(); MAX_LANES];
             let whole = if from.step == 1 { k / lanes * lanes } else { 0 };
@@ -115,58 +111,6 @@ impl<E: Number> Kernel for Pack<E> {
                 for i in 0..lines {
                     let x = from.ptr.add(i * from.line + l * from.step).read();
                     panel.add(l * width + i).write(x.widened());
-                }
-            }
-        }
-    }
-}
-
-impl<E: Number> Pack<E> {
-    /// Packs contiguous lines of f32, squares of which are transposed in registers.
-    ///
-    /// # Safety
-    /// As [`Path::pack`].
-    #[inline(always)]
-    unsafe fn squares<S: Simd>(&self, s: S) {
-        let Self { lines, width, k, .. } = *self;
-        let (from, panel) = (self.from.ptr.cast::<f32>(), self.panel.cast::<f32>());
-        let whole = k / S::LANES * S::LANES;
-        let mut square = [[0.0f32; MAX_LANES]; MAX_LANES];
-        // SAFETY (this function): lines up to the last one, of `k` elements, and a panel of as many rows.
-        unsafe {
-            for first in (0..lines).step_by(S::LANES) {
-                let count = S::LANES.min(lines - first);
-                for l in (0..whole).step_by(S::LANES) {
-                    let mut rows = [from; MAX_LANES];
-                    for (i, row) in rows.iter_mut().enumerate() {
-                        *row = from.wrapping_add((first + i.min(count - 1)) * self.from.line + l);
-                    }
-                    let mut to = [panel; MAX_LANES];
-                    for (j, to) in to.iter_mut().enumerate() {
-                        *to = panel.wrapping_add((l + j) * width + first);
-                    }
-                    if count == S::LANES {
-                        s.transpose(rows, to);
-                        continue;
-                    }
-                    let start = square.as_mut_ptr().cast::<f32>();
-                    let mut own = [start; MAX_LANES];
-                    for (j, own) in own.iter_mut().enumerate() {
-                        *own = start.wrapping_add(j * MAX_LANES);
-                    }
-                    s.transpose(rows, own);
-                    for (to, row) in to.iter().zip(&square).take(S::LANES) {
-                        if count == MAX_LANES / 2 {
-                            to.copy_from_nonoverlapping(row.as_ptr(), MAX_LANES / 2);
-                        } else {
-                            row.iter().enumerate().take(count).for_each(|(i, x)| to.add(i).write(*x));
-                        }
-                    }
-                }
-                for l in whole..k {
-                    for i in first..first + count {
-                        panel.add(l * width + i).write(from.add(i * self.from.line + l).read());
-                    }
                 }
             }
         }

@@ -1,12 +1,12 @@
 //! Large matrices: panels by reflectors, and what is beside them by products, `A − V·Tᵀ·(Vᵀ·A)`.
 
-use super::panel::Panel;
 use super::real::{Memory, Real, Stored, scale, scan};
+use super::rows::factor as factor_rows;
 use super::{Form, Parts};
 use crate::matmul::update::{Store, View};
 use crate::qr::Dims;
 use crate::status::NOT_FINITE;
-use bimetal_core::cpu::simd::{Level, dispatch_at};
+use bimetal_core::cpu::simd::{Kernel, Level, Simd, dispatch_at};
 
 /// Columns of a panel: fewer where the smaller extent is below the last number.
 const WIDTHS: [usize; 3] = [32, 64, 300];
@@ -137,6 +137,40 @@ impl<T: Real> Work<'_, T> {
             multiply(Store::Replace, [count, rows, across], [v, view(x, columns)], products, across);
             multiply(Store::Replace, [count, count, across], [t, view(products, across)], weights, across);
             multiply(Store::Subtract, [rows, count, across], [v.transposed(), view(weights, across)], x, columns);
+        }
+    }
+}
+
+/// The columns of a panel, which are copied together.
+struct Panel<'a, T> {
+    x: &'a mut [T],
+    n: usize,
+    rows: usize,
+    v: &'a mut [T],
+    tau: &'a mut [T],
+}
+
+impl<T: Real> Kernel for Panel<'_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { x, n, rows, v, tau } = self;
+        let count = tau.len();
+        let step = count.next_multiple_of(T::lanes::<S>());
+        let mut memory = Memory::take(rows * step);
+        let panel = memory.slice();
+        for (to, from) in panel.chunks_exact_mut(step).zip(x.chunks(n)) {
+            to[..count].copy_from_slice(&from[..count]);
+            to[count..].fill(T::default());
+        }
+        factor_rows(s, panel, step, v, tau, rows);
+        for (i, (from, to)) in panel.chunks_exact(step).zip(x.chunks_mut(n)).take(count).enumerate() {
+            to[i..count].copy_from_slice(&from[i..count]);
+        }
+        for (j, line) in v.chunks_exact_mut(rows).enumerate() {
+            line[..j].fill(T::default());
+            line[j] = T::ONE;
         }
     }
 }

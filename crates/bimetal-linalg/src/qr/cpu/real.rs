@@ -307,27 +307,7 @@ unsafe fn reflect_some<S: Simd, T: Real, const SPLAT: bool, const B: usize>(
         for (b, sum) in sums.iter_mut().enumerate() {
             *sum = T::load(s, x.add(b * lanes));
         }
-        let mut start = 1;
-        if B <= 2 {
-            // Few vectors have too few sums that do not wait for each other.
-            let mut more = [[zero; B]; 4];
-            while start + 4 <= place.rows {
-                for (c, more) in more.iter_mut().enumerate() {
-                    let (v, row) = (v(start + c), x.add((start + c) * place.x_step));
-                    for (b, sum) in more.iter_mut().enumerate() {
-                        *sum = T::fma(s, v, T::load(s, row.add(b * lanes)), *sum);
-                    }
-                }
-                start += 4;
-            }
-            let one = T::splat(s, T::ONE);
-            for more in more {
-                for (sum, more) in sums.iter_mut().zip(more) {
-                    *sum = T::fma(s, one, more, *sum);
-                }
-            }
-        }
-        for i in start..place.rows {
+        for i in 1..place.rows {
             let (v, row) = (v(i), x.add(i * place.x_step));
             for (b, sum) in sums.iter_mut().enumerate() {
                 *sum = T::fma(s, v, T::load(s, row.add(b * lanes)), *sum);

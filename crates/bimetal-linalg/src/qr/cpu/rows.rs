@@ -68,7 +68,7 @@ impl<E: Stored> Kernel for Single<'_, E> {
 /// Householder's factorisation in place: R on and above the diagonal of `x`, the reflectors as rows of `v`. What is left
 /// of the diagonal in `x` has no meaning: vectors begin there.
 #[inline(always)]
-fn factor<S: Simd, T: Real>(s: S, x: &mut [T], x_step: usize, v: &mut [T], taus: &mut [T], m: usize) {
+pub(super) fn factor<S: Simd, T: Real>(s: S, x: &mut [T], x_step: usize, v: &mut [T], taus: &mut [T], m: usize) {
     let lanes = T::lanes::<S>();
     for (j, tau) in taus.iter_mut().enumerate() {
         let v = &mut v[j * m..][..m];
