@@ -323,9 +323,7 @@ impl<S: Simd, R: Real> Eliminate<S, R> {
                 for lane in 0..lanes {
                     swaps[k][lane] = rows[lane].to_f64() as u8;
                     let zero = *pivot.add(lane) == R::default();
-                    if zero && info[lane] == 0 {
-                        info[lane] = k as i32 + 1;
-                    }
+                    info[lane] = if zero && info[lane] == 0 { k as i32 + 1 } else { info[lane] };
                     // The column below a pivot that is zero is zero as well.
                     rows[lane] = if zero { R::ONE } else { *pivot.add(lane) };
                 }
