@@ -1,6 +1,10 @@
 //! What CPU code of small and large matrices needs of a dtype: the type of the computation, vectors of it whose lanes are
 //! different matrices, and faer's triangular solvers.
 
+mod layout;
+
+pub(crate) use layout::{gather, scatter, transpose};
+
 use crate::matmul::update::Updates;
 use bimetal_core::cpu::parallel;
 use bimetal_core::cpu::scratch::Scratch;
@@ -74,6 +78,10 @@ pub(crate) trait Real:
     fn quotient<S: Simd>(s: S, a: Self::V<S>, b: Self::V<S>) -> Self::V<S>;
     /// The larger magnitude and its index; the first of equals.
     fn larger<S: Simd>(s: S, best: [Self::V<S>; 2], candidate: Self::V<S>, index: usize) -> [Self::V<S>; 2];
+    /// Whether `at` is `index` in any lane.
+    fn meets<S: Simd>(s: S, at: Self::V<S>, index: usize) -> bool;
+    /// `yes` in the lanes in which `at` is `index`, `no` in the others.
+    fn pick<S: Simd>(s: S, at: Self::V<S>, index: usize, yes: Self::V<S>, no: Self::V<S>) -> Self::V<S>;
     fn splat<S: Simd>(s: S, x: Self) -> Self::V<S>;
     fn of_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
@@ -194,6 +202,14 @@ impl Real for f32 {
         [s.select(more, size, best), s.select(more, s.splat(index as f32), at)]
     }
     #[inline(always)]
+    fn meets<S: Simd>(s: S, at: S::F, index: usize) -> bool {
+        s.any(s.eq(at, s.splat(index as f32)))
+    }
+    #[inline(always)]
+    fn pick<S: Simd>(s: S, at: S::F, index: usize, yes: S::F, no: S::F) -> S::F {
+        s.select(s.eq(at, s.splat(index as f32)), yes, no)
+    }
+    #[inline(always)]
     fn splat<S: Simd>(s: S, x: f32) -> S::F {
         s.splat(x)
     }
@@ -249,6 +265,19 @@ impl Real for f64 {
         }
         // SAFETY: the arrays hold a vector of any level.
         unsafe { [s.load_f64(best.as_ptr()), s.load_f64(at.as_ptr())] }
+    }
+    #[inline(always)]
+    fn meets<S: Simd>(s: S, at: S::D, index: usize) -> bool {
+        spread(s, at)[..S::LANES_F64].contains(&(index as f64))
+    }
+    #[inline(always)]
+    fn pick<S: Simd>(s: S, at: S::D, index: usize, yes: S::D, no: S::D) -> S::D {
+        let (at, yes, mut no) = (spread(s, at), spread(s, yes), spread(s, no));
+        for lane in 0..S::LANES_F64 {
+            no[lane] = if at[lane] == index as f64 { yes[lane] } else { no[lane] };
+        }
+        // SAFETY: the array holds a vector of any level.
+        unsafe { s.load_f64(no.as_ptr()) }
     }
     #[inline(always)]
     fn splat<S: Simd>(s: S, x: f64) -> S::D {
@@ -314,115 +343,6 @@ impl Part {
             Self::All => 0..n,
             Self::Lower => 0..(i + 1).min(n),
             Self::Upper => i.min(n)..n,
-        }
-    }
-}
-
-/// Interleaves the elements of up to a vector of `m`×`n` matrices, from matrix `first` on: element `e` of lane `l` goes to
-/// `e·lanes + l`. Lanes past the last matrix repeat it. Elements that do not count are left alone. Bit `l` of the answer is
-/// set if that matrix has an element that counts and is not finite.
-#[inline(always)]
-pub(crate) fn gather<S: Simd, E: Entry>(
-    from: &[E],
-    first: usize,
-    [m, n]: [usize; 2],
-    to: &mut [E::Real],
-    part: Part,
-) -> u32 {
-    let (size, lanes) = (m * n, E::Real::lanes::<S>());
-    let last = from.len() / size - 1;
-    let starts: [usize; MAX_LANES] = std::array::from_fn(|lane| (first + lane).min(last) * size);
-    // Zero times what is not finite is NaN, and stays.
-    let mut zeros = [E::Real::default(); MAX_LANES];
-    for i in 0..m {
-        let columns = part.columns(i, n);
-        // A cache line of each matrix at a time: matrices a power of two apart share few lines of a cache.
-        for start in columns.clone().step_by(LINE) {
-            let end = (start + LINE).min(columns.end);
-            for lane in 0..lanes {
-                for j in start..end {
-                    let e = i * n + j;
-                    // SAFETY: the start is that of a matrix of `size` elements, and there are as many vectors.
-                    unsafe {
-                        let x = from.get_unchecked(starts[lane] + e).real();
-                        *to.get_unchecked_mut(e * lanes + lane) = x;
-                        zeros[lane] = zeros[lane] + x * E::Real::default();
-                    }
-                }
-            }
-        }
-    }
-    (0..lanes).fold(0, |bad, lane| bad | u32::from(!zeros[lane].finite()) << lane)
-}
-
-/// The reverse of [`gather`] for the matrices that exist, with zeros for what does not count; NaN for those whose bit in
-/// `failed` is set.
-#[inline(always)]
-pub(crate) fn scatter<S: Simd, E: Entry>(from: &[E::Real], [m, n]: [usize; 2], to: &mut [E], part: Part, failed: u32) {
-    let (size, lanes) = (m * n, E::Real::lanes::<S>());
-    let zero = E::of(E::Real::default());
-    for i in 0..m {
-        let columns = part.columns(i, n);
-        for start in (0..n).step_by(LINE) {
-            for (lane, matrix) in to.chunks_exact_mut(size).take(lanes).enumerate() {
-                for j in start..(start + LINE).min(n) {
-                    let e = i * n + j;
-                    // SAFETY: there are `size` vectors, and as many elements of the matrix.
-                    unsafe {
-                        let x = E::of(*from.get_unchecked(e * lanes + lane));
-                        *matrix.get_unchecked_mut(e) = if columns.contains(&j) { x } else { zero };
-                    }
-                }
-            }
-        }
-    }
-    for (lane, matrix) in to.chunks_exact_mut(size).take(lanes).enumerate() {
-        if failed >> lane & 1 == 1 {
-            matrix.fill(E::of(E::Real::NAN));
-        }
-    }
-}
-
-/// Elements of a matrix that are moved together: a cache line of f32.
-const LINE: usize = 16;
-
-/// Rows and columns of a square that is transposed in registers.
-const SQUARE: usize = 8;
-
-/// Copies an `m`×`n` matrix of rows `from_stride` apart, transposed, to rows `to_stride` apart.
-pub(crate) fn transpose<T: Copy, U: Copy>(
-    [m, n]: [usize; 2],
-    (from, from_stride): (&[T], usize),
-    (to, to_stride): (&mut [U], usize),
-    change: impl Fn(T) -> U,
-) {
-    if m * n == 0 {
-        return;
-    }
-    assert!(from.len() >= (m - 1) * from_stride + n && to.len() >= (n - 1) * to_stride + m, "matrices within slices");
-    for i in (0..m).step_by(SQUARE) {
-        for j in (0..n).step_by(SQUARE) {
-            if i + SQUARE <= m && j + SQUARE <= n {
-                let mut square = [[change(from[0]); SQUARE]; SQUARE];
-                for (r, row) in square.iter_mut().enumerate() {
-                    // SAFETY (here and below): rows and columns are within the matrices.
-                    let line =
-                        unsafe { from.get_unchecked((i + r) * from_stride + j..(i + r) * from_stride + j + SQUARE) };
-                    *row = std::array::from_fn(|c| change(line[c]));
-                }
-                for c in 0..SQUARE {
-                    // SAFETY: as above.
-                    let line =
-                        unsafe { to.get_unchecked_mut((j + c) * to_stride + i..(j + c) * to_stride + i + SQUARE) };
-                    line.copy_from_slice(&std::array::from_fn::<U, SQUARE, _>(|r| square[r][c]));
-                }
-            } else {
-                for r in i..(i + SQUARE).min(m) {
-                    for c in j..(j + SQUARE).min(n) {
-                        to[c * to_stride + r] = change(from[r * from_stride + c]);
-                    }
-                }
-            }
         }
     }
 }

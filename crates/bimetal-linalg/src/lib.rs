@@ -16,6 +16,7 @@ mod scratch;
 mod small;
 mod status;
 mod system;
+mod triangles;
 
 pub use scratch::{cholesky_scratch, eigh_scratch, lu_scratch, qr_scratch, svd_scratch};
 

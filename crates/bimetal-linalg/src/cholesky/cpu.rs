@@ -1,9 +1,11 @@
 //! Cholesky on the CPU: batches of small matrices with a matrix in each lane, larger ones by rows.
 
 use crate::eliminate::{self, Rows, Threads, padded, shared};
-use crate::lanes::{Entry, Mat, MatTo, Part, Real, each_float, gather, grain, scatter, threads_within, transpose};
+use crate::blocks::Place;
+use crate::lanes::{Entry, Part, Real, each_float, gather, grain, scatter, transpose};
 use crate::status::NOT_FINITE;
 use crate::system::System;
+use crate::triangles::{self, Form};
 use bimetal_core::cpu::parallel::{self, Shared};
 use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
 use bimetal_core::{Result, Tensor};
@@ -135,7 +137,7 @@ impl<E: Entry> Kernel for Interleaved<'_, E> {
             for first in (0..status.len()).step_by(lanes) {
                 let group = lanes.min(status.len() - first);
                 let part = if upper { Part::Upper } else { Part::Lower };
-                let bad = gather::<S, E>(a, first, [n, n], work, part);
+                let bad = gather::<S, E>(s, a, first, [n, n], work, part);
                 let mut orders = [0i32; MAX_LANES];
                 // Element (i, j) of the lower triangle is at i·n + j, or for an upper one at j·n + i.
                 let strides = if upper { [lanes, n * lanes] } else { [n * lanes, lanes] };
@@ -147,7 +149,7 @@ impl<E: Entry> Kernel for Interleaved<'_, E> {
                     status[first + lane] = if sound { orders[lane] } else { NOT_FINITE };
                     failed |= u32::from(orders[lane] != 0) << lane;
                 }
-                scatter::<S, E>(work, [n, n], &mut l[first * size..(first + group) * size], part, failed);
+                scatter::<S, E>(s, work, [n, n], &mut l[first * size..(first + group) * size], part, failed);
             }
     }
 }
@@ -217,73 +219,16 @@ unsafe fn sums<S: Simd, R: Real, const N: usize>(s: S, w: *mut R, [row, column]:
     }
 }
 
+/// `L·Lᵀ·X = B`, for an upper factor `Uᵀ·U·X = B`.
 pub(super) fn solve(upper: bool, system: System, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
     let [x, status] = outputs else { unreachable!("the outputs were checked") };
     let status = status.as_mut_slice::<i32>()?;
-    status.fill(0);
-    if system.count == 0 || system.n == 0 {
-        return Ok(());
-    }
+    let rows = Place { start: 0, row: system.n, column: 1 };
+    let (part, triangle) = if upper { (Part::Upper, rows.transposed()) } else { (Part::Lower, rows) };
+    let sides = Place { start: 0, row: system.k, column: 1 };
+    let form = Form { system, part, unit: false, triangle, upper: false, sides, both: true, alpha: 1.0 };
     each_float!(inputs[0].dtype(), T => {
-        substitute::<T>(upper, system, inputs[0].as_slice()?, inputs[1].as_slice()?, x.as_mut_slice()?, status);
+        triangles::solve::<T>(form, inputs[0].as_slice()?, inputs[1].as_slice()?, x.as_mut_slice()?, status);
     });
     Ok(())
-}
-
-fn substitute<E: Entry>(upper: bool, system: System, l: &[E], b: &[E], x: &mut [E], status: &mut [i32]) {
-    let System { count, n, k } = system;
-    let [matrix, sides] = system.sizes();
-    let (solutions, statuses) = (Shared::new(x), Shared::new(status));
-    parallel::ranges(count, grain(n * n * k, 1), |range: Range<usize>| {
-        // SAFETY: the ranges are disjoint, and so are the outputs of their matrices.
-        let (x, status) =
-            unsafe { (solutions.slice(range.start * sides..range.end * sides), statuses.slice(range.clone())) };
-        let threads = threads_within(count, n);
-        E::Real::scratch(matrix + sides, |work| {
-            for (i, index) in range.enumerate() {
-                let (triangle, right) = work.split_at_mut(matrix);
-                let (l, b) = (&l[index * matrix..][..matrix], &b[index * sides..][..sides]);
-                let mut found = 0;
-                for r in 0..n {
-                    for c in 0..n {
-                        let inside = if upper { c >= r } else { c <= r };
-                        let value = if inside { l[r * n + c].real() } else { E::Real::default() };
-                        if !value.finite() {
-                            found = NOT_FINITE;
-                        }
-                        triangle[r * n + c] = value;
-                    }
-                    if found == 0 && triangle[r * n + r] == E::Real::default() {
-                        found = r as i32 + 1;
-                    }
-                }
-                for (to, b) in right.iter_mut().zip(b) {
-                    *to = b.real();
-                    if !to.finite() {
-                        found = NOT_FINITE;
-                    }
-                }
-                // A non-finite element after a zero on the diagonal counts first.
-                if triangle.iter().any(|t| !t.finite()) {
-                    found = NOT_FINITE;
-                }
-                status[i] = found;
-                let x = &mut x[i * sides..][..sides];
-                if found != 0 {
-                    x.fill(E::of(E::Real::NAN));
-                    continue;
-                }
-                let rows = Mat { p: triangle.as_ptr(), extents: [n, n], strides: [n as isize, 1] };
-                let columns = Mat { strides: [1, n as isize], ..rows };
-                let (lower, other) = if upper { (columns, rows) } else { (rows, columns) };
-                let right = MatTo { p: right.as_mut_ptr(), extents: [n, k], strides: [k as isize, 1] };
-                E::Real::triangular(lower, false, false, right, threads);
-                E::Real::triangular(other, false, true, right, threads);
-                for (e, x) in x.iter_mut().enumerate() {
-                    // SAFETY: the right-hand sides have as many elements.
-                    *x = E::of(unsafe { *right.p.add(e) });
-                }
-            }
-        });
-    });
 }

@@ -376,8 +376,8 @@ fn solve_cases() -> Vec<Case> {
     ];
     let mut cases: Vec<Case> =
         bench.iter().map(|[a, b]| case(false, a, b, factor, Role::Bench, &name(a, b))).collect();
-    let sizes: [[&[usize]; 2]; 16] = [
-        [&[0, 0], &[0, 3]], [&[4, 4], &[4, 0]], [&[1, 1], &[1]], [&[5, 5], &[5]], [&[17, 17], &[17, 40]],
+    let sizes: [[&[usize]; 2]; 19] = [
+        [&[19, 9, 9], &[19, 9, 1]], [&[17, 16, 16], &[17, 16]], [&[35, 63, 63], &[35, 63, 7]], [&[0, 0], &[0, 3]], [&[4, 4], &[4, 0]], [&[1, 1], &[1]], [&[5, 5], &[5]], [&[17, 17], &[17, 40]],
         [&[0, 4, 4], &[0, 4]], [&[3, 2, 2], &[3, 2, 2]], [&[33, 7, 7], &[33, 7, 3]], [&[2, 3, 16, 16], &[2, 3, 16]],
         [&[3, 32, 32], &[3, 32, 33]], [&[3, 48, 48], &[3, 48, 2]], [&[2, 65, 65], &[2, 65, 65]],
         [&[2, 100, 100], &[2, 100, 1]], [&[1, 129, 129], &[1, 129, 7]], [&[200, 200], &[200, 130]], [&[300, 300], &[300]],
@@ -390,7 +390,7 @@ fn solve_cases() -> Vec<Case> {
             [(Spectrum::Zero, "zero"), (Spectrum::Identity, "identity"), (Spectrum::OneNan, "one-nan"), (Spectrum::Banded, "banded")]
         {
             let fill = Fill::Matrices(Structure::Positive, spectrum);
-            cases.push(case(n == 40, &[3, n, n], &[3, n, 2], fill, Role::Agree, &format!("{n} {tag}")));
+            cases.push(case(n == 40, &[4, n, n], &[4, n, 2], fill, Role::Agree, &format!("{n} {tag}")));
         }
     }
     cases

@@ -64,7 +64,7 @@ pub(super) fn cases(kind: Kind) -> Vec<Case> {
             cases.push(agree(&[2, n, n], Some(sides), RANDOM, &format!("{n} {sides} sides")));
         }
     }
-    for dims in [&[3usize, 7, 7][..], &[3, 32, 32], &[3, 50, 50], &[1, 130, 130]] {
+    for dims in [&[3usize, 7, 7][..], &[5, 16, 16], &[5, 32, 32], &[3, 50, 50], &[1, 130, 130]] {
         cases.extend(spectra(Structure::General, dims, |fill, label| agree(dims, Some(2), fill, label)));
     }
     cases

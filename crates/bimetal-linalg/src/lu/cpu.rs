@@ -3,13 +3,21 @@
 use super::Kind;
 use crate::eliminate::{self, Rows, Threads, Triangle, padded, shared};
 use crate::lanes::{Entry, Part, Real, each_float, gather, grain, scatter};
+use crate::blocks::Place;
 use crate::status::NOT_FINITE;
+use crate::triangles::Lanes;
 use bimetal_core::cpu::parallel::{self, Shared};
 use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
 use bimetal_core::{Result, Tensor};
 
 /// The largest extent of matrices that are interleaved, and the most right-hand sides beside them.
-const SMALL: usize = 8;
+const SMALL: usize = 32;
+/// The largest extent where the multipliers or all columns of the inverse are wanted: 10000 of 32×32 took 12.4 ms by rows and
+/// 13.5 to 17 ms in lanes, their inverses 19.4 and 24 ms; 500 of 16×16 192 and 132 µs, 305 and 200 µs.
+const MOST_WITH_ALL: usize = 16;
+/// Matrices of f32 from which it pays, and the extent up to which it does in any case.
+const LEAST_MATRICES: usize = 4;
+const ALWAYS: usize = 8;
 
 /// `count` matrices of `m`×`n` with `k` right-hand sides.
 #[derive(Clone, Copy)]
@@ -61,7 +69,9 @@ fn batch<E: Entry>(kind: Kind, extents: Extents, a: &[E], b: &[E], outputs: Outp
         (outputs.first.len() / count, outputs.second.len() / count, outputs.pivots.len() / count);
     let (first, second) = (Shared::new(outputs.first), Shared::new(outputs.second));
     let (pivots, status) = (Shared::new(outputs.pivots), Shared::new(outputs.status));
-    let small = m.max(n) <= SMALL && k <= SMALL && m * n > 0;
+    let most = if matches!(kind, Kind::Lu | Kind::Inv) { MOST_WITH_ALL } else { SMALL };
+    let order = if size_of::<E::Real>() == 4 && count >= LEAST_MATRICES { most } else { ALWAYS };
+    let small = m.max(n) <= order && k <= order && m * n > 0;
     let flops = m * n * r / 3 + n * n * k;
     // By rows, each step costs as much as some hundred operations.
     let (flops, group) = if small { (flops / 8, MAX_LANES) } else { (flops / 2 + 400 * r, 1) };
@@ -78,7 +88,7 @@ fn batch<E: Entry>(kind: Kind, extents: Extents, a: &[E], b: &[E], outputs: Outp
         };
         let (a, b) = (&a[part(m * n)], if b.is_empty() { b } else { &b[part(n * k)] });
         if small {
-            E::Real::scratch((m * n + n * k) * MAX_LANES, |work| {
+            E::Real::scratch((m * n + n * k + n + k) * MAX_LANES, |work| {
                 dispatch(Interleaved { kind, extents, a, b, outputs, work });
             });
         } else {
@@ -202,10 +212,12 @@ impl<E: Entry> Kernel for Interleaved<'_, E> {
         let Outputs { first: out, second, pivots, status } = outputs;
         for first in (0..status.len()).step_by(lanes) {
             let group = lanes.min(status.len() - first);
-            let (matrix, sides) = work.split_at_mut(m * n * lanes);
-            let mut bad = gather::<S, E>(a, first, [m, n], matrix, Part::All);
+            let (matrix, rest) = work.split_at_mut(m * n * lanes);
+            let (sides, line) = rest.split_at_mut(n * k * lanes);
+            let line = line.as_mut_ptr();
+            let mut bad = gather::<S, E>(s, a, first, [m, n], matrix, Part::All);
             if kind == Kind::Solve && k > 0 {
-                bad |= gather::<S, E>(b, first, [n, k], sides, Part::All);
+                bad |= gather::<S, E>(s, b, first, [n, k], sides, Part::All);
             } else if kind == Kind::Inv {
                 sides[..n * k * lanes].fill(E::Real::default());
                 (0..n).for_each(|i| sides[(i * k + i) * lanes..][..lanes].fill(E::Real::ONE));
@@ -213,11 +225,13 @@ impl<E: Entry> Kernel for Interleaved<'_, E> {
             let mut swaps = [[0u8; MAX_LANES]; SMALL];
             let mut info = [0i32; MAX_LANES];
             let (p, x) = (matrix.as_mut_ptr(), sides.as_mut_ptr());
-            // SAFETY: `matrix` holds m·n vectors and `sides` n·k.
-            unsafe { factor_lanes::<S, E::Real>(s, [m, n], p, &mut swaps, &mut info) };
+            let eliminate = Eliminate { s, m, n, sides: k, w: p, x, line, keep: kind == Kind::Lu };
+            // SAFETY: `matrix` holds m·n vectors, `sides` n·k, and there is a row of both.
+            unsafe { eliminate.run(&mut swaps, &mut info) };
             if k > 0 {
+                let [triangle, sides] = [n, k].map(|row| Place { start: 0, row, column: 1 });
                 // SAFETY: as above.
-                unsafe { solve_lanes::<S, E::Real>(s, [n, k], p, x, &swaps) };
+                unsafe { Lanes { s, n, k, unit: false, t: p, x, sides }.pass(triangle, true) };
             }
             let mut failed = bad;
             for lane in 0..group {
@@ -243,9 +257,9 @@ impl<E: Entry> Kernel for Interleaved<'_, E> {
                 }
             }
             match kind {
-                Kind::Lu => scatter::<S, E>(matrix, [m, n], &mut out[first * m * n..][..group * m * n], Part::All, failed),
+                Kind::Lu => scatter::<S, E>(s, matrix, [m, n], &mut out[first * m * n..][..group * m * n], Part::All, failed),
                 Kind::Solve | Kind::Inv if k > 0 => {
-                    scatter::<S, E>(sides, [n, k], &mut out[first * n * k..][..group * n * k], Part::All, failed);
+                    scatter::<S, E>(s, sides, [n, k], &mut out[first * n * k..][..group * n * k], Part::All, failed);
                 }
                 _ => {}
             }
@@ -253,110 +267,102 @@ impl<E: Entry> Kernel for Interleaved<'_, E> {
     }
 }
 
-/// Right-looking elimination; each lane has pivots of its own.
-///
-/// # Safety
-/// `w` holds `m·n` vectors.
-#[inline(always)]
-unsafe fn factor_lanes<S: Simd, R: Real>(
+/// Right-looking elimination of matrices in lanes, each with pivots of its own, and of the right-hand sides beside them.
+struct Eliminate<S, R> {
     s: S,
-    [m, n]: [usize; 2],
+    m: usize,
+    n: usize,
+    sides: usize,
+    /// `m·n` vectors, `m·sides` and room for a row of both.
     w: *mut R,
-    swaps: &mut [[u8; MAX_LANES]; SMALL],
-    info: &mut [i32; MAX_LANES],
-) {
-    let lanes = R::lanes::<S>();
-    // SAFETY (this block): indices are below m and n.
-    unsafe {
-        for k in 0..m.min(n) {
-            let mut best = [R::splat(s, R::default()), R::splat(s, R::of_f64(k as f64))];
-            for i in k..m {
-                best = R::larger(s, best, R::load(s, w.add((i * n + k) * lanes)), i);
-            }
-            let mut rows = [R::default(); MAX_LANES];
-            R::store(s, rows.as_mut_ptr(), best[1]);
-            let pivot = w.add((k * n + k) * lanes);
-            for lane in 0..lanes {
-                let p = rows[lane].to_f64() as usize;
-                swaps[k][lane] = p as u8;
-                if p != k {
-                    for j in 0..n {
-                        std::ptr::swap(w.add((k * n + j) * lanes + lane), w.add((p * n + j) * lanes + lane));
-                    }
-                }
-                if *pivot.add(lane) == R::default() && info[lane] == 0 {
-                    info[lane] = k as i32 + 1;
-                }
-                // The column below a pivot that is zero is zero as well.
-                rows[lane] = if *pivot.add(lane) == R::default() { R::ONE } else { *pivot.add(lane) };
-            }
-            let divisor = R::load(s, rows.as_ptr());
-            for i in k + 1..m {
-                let at = w.add((i * n + k) * lanes);
-                let factor = R::quotient(s, R::load(s, at), divisor);
-                R::store(s, at, factor);
-                row_minus::<S, R>(s, factor, w.add((k * n + k + 1) * lanes), w.add((i * n + k + 1) * lanes), n - k - 1);
-            }
-        }
-    }
-}
-
-/// `to ← to − factor·from` for `count` vectors.
-///
-/// # Safety
-/// Both hold as many, and do not overlap.
-#[inline(always)]
-unsafe fn row_minus<S: Simd, R: Real>(s: S, factor: R::V<S>, from: *const R, to: *mut R, count: usize) {
-    let lanes = R::lanes::<S>();
-    for j in 0..count {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let at = to.add(j * lanes);
-            R::store(s, at, R::neg_fma(s, factor, R::load(s, from.add(j * lanes)), R::load(s, at)));
-        }
-    }
-}
-
-/// Exchanges, then substitution with the unit lower and the upper triangle.
-///
-/// # Safety
-/// `w` holds `n·n` vectors and `x` `n·k`.
-#[inline(always)]
-unsafe fn solve_lanes<S: Simd, R: Real>(
-    s: S,
-    [n, k]: [usize; 2],
-    w: *const R,
     x: *mut R,
-    swaps: &[[u8; MAX_LANES]; SMALL],
-) {
-    let lanes = R::lanes::<S>();
-    // SAFETY (this block): indices are below n and k.
-    unsafe {
-        for (i, swaps) in swaps.iter().enumerate().take(n) {
-            for (lane, &p) in swaps.iter().enumerate().take(lanes) {
-                let p = usize::from(p);
-                if p != i {
-                    for j in 0..k {
-                        std::ptr::swap(x.add((i * k + j) * lanes + lane), x.add((p * k + j) * lanes + lane));
+    line: *mut R,
+    /// Whether the multipliers are wanted, in the order of the rows.
+    keep: bool,
+}
+
+impl<S: Simd, R: Real> Eliminate<S, R> {
+    /// Gives for each step each lane's pivot row, and for each lane the first pivot that is zero, from 1.
+    ///
+    /// # Safety
+    /// The memory is as large.
+    #[inline(always)]
+    unsafe fn run(&self, swaps: &mut [[u8; MAX_LANES]; SMALL], info: &mut [i32; MAX_LANES]) {
+        let Self { s, m, n, sides, w, x, line, keep } = *self;
+        let lanes = R::lanes::<S>();
+        // SAFETY (this function): indices are below m, n and the number of sides.
+        unsafe {
+            for k in 0..m.min(n) {
+                let mut best = [R::splat(s, R::default()), R::splat(s, R::of_f64(k as f64))];
+                for i in k..m {
+                    best = R::larger(s, best, R::load(s, w.add((i * n + k) * lanes)), i);
+                }
+                let at = best[1];
+                let mut rows = [R::default(); MAX_LANES];
+                R::store(s, rows.as_mut_ptr(), at);
+                // The pivots' rows, while row k stays where it is for those who get it.
+                let from = if keep { 0 } else { k };
+                let (row, side) = (w.add(k * n * lanes), x.wrapping_add(k * sides * lanes));
+                let parts = [(row.add(from * lanes), n - from), (side, sides)];
+                let pivots = [line.add(from * lanes), line.add(n * lanes)];
+                for (to, (row, count)) in pivots.into_iter().zip(parts) {
+                    std::ptr::copy_nonoverlapping(row, to, count * lanes);
+                }
+                for i in k + 1..m {
+                    if !R::meets(s, at, i) {
+                        continue;
+                    }
+                    let others = [w.add((i * n + from) * lanes), x.wrapping_add(i * sides * lanes)];
+                    for ((to, other), (_, count)) in pivots.into_iter().zip(others).zip(parts) {
+                        for e in (0..count * lanes).step_by(lanes) {
+                            R::store(s, to.add(e), R::pick(s, at, i, R::load(s, other.add(e)), R::load(s, to.add(e))));
+                        }
                     }
                 }
-            }
-        }
-        for l in 0..n {
-            for i in l + 1..n {
-                let factor = R::load(s, w.add((i * n + l) * lanes));
-                row_minus::<S, R>(s, factor, x.add(l * k * lanes), x.add(i * k * lanes), k);
-            }
-        }
-        for l in (0..n).rev() {
-            let pivot = R::load(s, w.add((l * n + l) * lanes));
-            for j in 0..k {
-                let at = x.add((l * k + j) * lanes);
-                R::store(s, at, R::quotient(s, R::load(s, at), pivot));
-            }
-            for i in 0..l {
-                let factor = R::load(s, w.add((i * n + l) * lanes));
-                row_minus::<S, R>(s, factor, x.add(l * k * lanes), x.add(i * k * lanes), k);
+                let pivot = line.add(k * lanes);
+                for lane in 0..lanes {
+                    swaps[k][lane] = rows[lane].to_f64() as u8;
+                    let zero = *pivot.add(lane) == R::default();
+                    info[lane] = if zero && info[lane] == 0 { k as i32 + 1 } else { info[lane] };
+                    // The column below a pivot that is zero is zero as well.
+                    rows[lane] = if zero { R::ONE } else { *pivot.add(lane) };
+                }
+                let divisor = R::load(s, rows.as_ptr());
+                for i in k + 1..m {
+                    let own = w.add(i * n * lanes);
+                    let parts = [
+                        (row.add((k + 1) * lanes), pivot.add(lanes), own.add((k + 1) * lanes), n - k - 1),
+                        (side, pivots[1], x.wrapping_add(i * sides * lanes), sides),
+                    ];
+                    let head = own.add(k * lanes);
+                    if R::meets(s, at, i) {
+                        let value = R::pick(s, at, i, R::load(s, row.add(k * lanes)), R::load(s, head));
+                        let factor = R::quotient(s, value, divisor);
+                        R::store(s, head, factor);
+                        for (row, pivot, own, count) in parts {
+                            for e in (0..count * lanes).step_by(lanes) {
+                                let x = R::pick(s, at, i, R::load(s, row.add(e)), R::load(s, own.add(e)));
+                                R::store(s, own.add(e), R::neg_fma(s, factor, R::load(s, pivot.add(e)), x));
+                            }
+                        }
+                        for e in (0..if keep { k * lanes } else { 0 }).step_by(lanes) {
+                            let x = R::pick(s, at, i, R::load(s, row.add(e)), R::load(s, own.add(e)));
+                            R::store(s, own.add(e), x);
+                        }
+                    } else {
+                        let factor = R::quotient(s, R::load(s, head), divisor);
+                        R::store(s, head, factor);
+                        for (_, pivot, own, count) in parts {
+                            for e in (0..count * lanes).step_by(lanes) {
+                                let x = R::load(s, own.add(e));
+                                R::store(s, own.add(e), R::neg_fma(s, factor, R::load(s, pivot.add(e)), x));
+                            }
+                        }
+                    }
+                }
+                for (from, (row, count)) in pivots.into_iter().zip(parts) {
+                    std::ptr::copy_nonoverlapping(from, row, count * lanes);
+                }
             }
         }
     }

@@ -13,13 +13,14 @@ pub(crate) mod update;
 use super::plan::Plan;
 use bimetal_core::cpu::parallel;
 use bimetal_core::cpu::scratch::Scratch;
-use bimetal_core::cpu::simd::{Kernel, Level, Simd, dispatch_at};
+use bimetal_core::cpu::simd::{Kernel, Level, MAX_LANES, Simd, dispatch_at};
 use bimetal_core::{DType, Result, Scalar, Tensor};
 use blocked::{Extents, Lines, Path, Target, product};
 use half::{bf16, f16};
 use number::Number;
 use plain::{Finish, Plain};
 use skinny::{MOST_VECTORS, Skinny};
+use std::any::TypeId;
 use std::marker::PhantomData;
 
 pub(super) fn matmul(plan: &Plan, alpha: f64, a: &Tensor, b: &Tensor, d: &mut Tensor) -> Result<()> {
@@ -127,15 +128,43 @@ impl<E: Number> Matrices<'_, E> {
     fn outer(&self, shared: bool) {
         let Plan { m, n, ref a, ref b, .. } = *self.plan;
         let row = n * size_of::<E::Out>();
+        let stream = m * row >= STREAM_BYTES;
         let work = |rows: std::ops::Range<usize>| {
             for i in rows {
                 let x = self.a[i * a[0]];
                 // SAFETY: the row is within the result, and this thread's.
                 let out = unsafe { self.d.at(i * n) };
-                dispatch_at(self.level, Row { x, y: self.b, stride: b[1], n, out, alpha: self.alpha });
+                dispatch_at(self.level, Row { x, y: self.b, stride: b[1], n, out, alpha: self.alpha, stream });
             }
         };
         if shared { parallel::ranges(m, parallel::BYTES_PER_THREAD / row.max(1), work) } else { work(0..m) }
+    }
+}
+
+/// Bytes of an outer product from which it is written past the caches, where an ordinary store first reads the line that it
+/// overwrites: 2048x4096 took 1.9 ms so and takes 1.3 ms on two cores.
+const STREAM_BYTES: usize = 16 << 20;
+
+impl<E: Number> Row<'_, E> {
+    /// The row of f32, aligned, past the caches.
+    ///
+    /// # Safety
+    /// All elements are f32.
+    #[inline(always)]
+    unsafe fn streamed<S: Simd>(&self, s: S) {
+        let (y, out, n) = (self.y.as_ptr().cast::<f32>(), self.out.cast::<f32>(), self.n);
+        // SAFETY: the caller's promise; `n` elements of both, and the result starts on a vector.
+        unsafe {
+            let x = s.splat((&raw const self.x).cast::<f32>().read());
+            let whole = n / S::LANES * S::LANES;
+            for i in (0..whole).step_by(S::LANES) {
+                s.stream(out.add(i), s.mul(x, s.load(y.add(i))));
+            }
+            if whole < n {
+                s.store_partial(out.add(whole), n - whole, s.mul(x, s.load_partial(y.add(whole), n - whole, 0.0)));
+            }
+        }
+        s.stream_fence();
     }
 }
 
@@ -150,6 +179,7 @@ struct Row<'a, E: Number> {
     n: usize,
     out: *mut E::Out,
     alpha: f64,
+    stream: bool,
 }
 
 impl<E: Number> Kernel for Row<'_, E> {
@@ -158,6 +188,11 @@ impl<E: Number> Kernel for Row<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let lanes = E::lanes::<S>();
+        let aligned = (self.out as usize).is_multiple_of(MAX_LANES * size_of::<f32>());
+        if self.stream && aligned && self.stride == 1 && self.alpha == 1.0 && TypeId::of::<E>() == TypeId::of::<f32>() {
+            // SAFETY: the elements are those of f32.
+            return unsafe { self.streamed(s) };
+        }
         let (zero, one) = (E::Sum::default(), self.x.widened());
         let x = E::splat(s, one);
         let mut sums = [zero; PIECE];

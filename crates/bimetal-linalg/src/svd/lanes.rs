@@ -73,7 +73,7 @@ impl<E: Entry<Real = f32>> Kernel for Group<'_, E> {
         let (e, rest) = rest.split_at_mut(cols * l);
         let (taus, rotations) = rest.split_at_mut(2 * cols * l);
         // The matrices come to where left vectors go: they are needed once, to be turned if they are wide.
-        let bad = gather::<S, E>(batch.a, first, [batch.m, batch.n], u, Part::All);
+        let bad = gather::<S, E>(s, batch.a, first, [batch.m, batch.n], u, Part::All);
         let scales = arrange(s, u, a, [rows, cols], batch.m < batch.n, bad);
         let [a, u, v, d, e, taus, rotations] = [a, u, v, d, e, taus, rotations].map(|x| Vectors(x.as_mut_ptr()));
         let reduced = Reduction { s, rows, cols, a, d, e, taus };

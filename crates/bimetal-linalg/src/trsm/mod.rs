@@ -243,6 +243,9 @@ impl Definition for Trsm {
                 let label = format!("{n} {k} form {i}");
                 cases.push(case(params, &[3, n, n], k, POSITIVE, Role::Agree, &label));
             }
+            // Many small ones, of which the last ones do not fill a vector.
+            let (n, k) = [(3, 1), (16, 1), (9, 3), (40, 6), (63, 8)][i % 5];
+            cases.push(case(params, &[19, n, n], k, POSITIVE, Role::Agree, &format!("19 of {n} {k} form {i}")));
             let spectra = [
                 (Spectrum::Zero, "zero"),
                 (Spectrum::Identity, "identity"),
@@ -257,7 +260,7 @@ impl Definition for Trsm {
                     continue;
                 }
                 let fill = Fill::Matrices(Structure::Positive, spectrum);
-                cases.push(case(params, &[3, 24, 24], 2, fill, Role::Agree, &format!("24 {tag} form {i}")));
+                cases.push(case(params, &[5, 24, 24], 2, fill, Role::Agree, &format!("24 {tag} form {i}")));
             }
         }
         for (dims, k) in [(&[0usize, 0][..], 3), (&[4, 4], 0), (&[0, 3, 3], 2), (&[2, 0, 0], 1), (&[2, 3, 9, 9], 2), (&[200, 200], 150)] {

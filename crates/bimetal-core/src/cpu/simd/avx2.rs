@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Level, Simd};
+use super::{Kernel, Level, MAX_LANES, Simd};
 
 /// Token of [`Level::Avx2`].
 #[derive(Clone, Copy, Debug)]
@@ -157,6 +157,11 @@ impl Simd for Avx2 {
         }
     }
 
+    #[inline(always)]
+    unsafe fn transpose(self, from: [*const f32; MAX_LANES], to: [*mut f32; MAX_LANES]) {
+        // SAFETY: `self` exists only where the level was detected, and the caller promises the bounds.
+        unsafe { transpose(from, to) }
+    }
     // The count of `sll` and its kin is the low half of a vector; a constant one compiles to an immediate.
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
@@ -207,4 +212,38 @@ pub(super) fn reduce_add(v: __m256) -> f32 {
 pub(super) fn reduce_add_f64(v: __m256d) -> f64 {
     let two = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
     _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+}
+
+/// Transposes 8 rows: pairs of values, then of pairs, then halves of vectors.
+///
+/// # Safety
+/// The first 8 pointers are good for 8 values each.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn transpose(from: [*const f32; MAX_LANES], to: [*mut f32; MAX_LANES]) {
+    let mut rows = [_mm256_setzero_ps(); 8];
+    for (row, p) in rows.iter_mut().zip(from) {
+        // SAFETY: the caller's promise.
+        *row = unsafe { _mm256_loadu_ps(p) };
+    }
+    let mut pairs = [_mm256_setzero_pd(); 8];
+    for i in 0..4 {
+        let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i] = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+        pairs[2 * i + 1] = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+    }
+    // Half `h` of vector 4·g + c holds column 4·h + c of row 4·g and the three after it.
+    let mut fours = [_mm256_setzero_ps(); 8];
+    for i in 0..4 {
+        let (a, b) = (pairs[i / 2 * 4 + i % 2], pairs[i / 2 * 4 + i % 2 + 2]);
+        fours[2 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+        fours[2 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+    }
+    for c in 0..4 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            _mm256_storeu_ps(to[c], _mm256_permute2f128_ps::<0x20>(fours[c], fours[4 + c]));
+            _mm256_storeu_ps(to[4 + c], _mm256_permute2f128_ps::<0x31>(fours[c], fours[4 + c]));
+        }
+    }
 }

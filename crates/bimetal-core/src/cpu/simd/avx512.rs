@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Level, Simd};
+use super::{Kernel, Level, MAX_LANES, Simd};
 
 /// Token of [`Level::Avx512`].
 #[derive(Clone, Copy, Debug)]
@@ -159,6 +159,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn transpose(self, from: [*const f32; MAX_LANES], to: [*mut f32; MAX_LANES]) {
+        // SAFETY: `self` exists only where the level was detected, and the caller promises the bounds.
+        unsafe { transpose(from, to) }
+    }
+    #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         // SAFETY: `self` exists only where the level was detected, and a prefetch does not fault.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
@@ -190,4 +195,44 @@ impl Simd for Avx512 {
 fn first(n: usize) -> __mmask16 {
     debug_assert!(n < 16);
     ((1u32 << n) - 1) as __mmask16
+}
+
+/// Transposes 16 rows: pairs of values, then of pairs, then quarters of vectors.
+///
+/// # Safety
+/// The pointers are good for 16 values each.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose(from: [*const f32; MAX_LANES], to: [*mut f32; MAX_LANES]) {
+    let mut rows = [_mm512_setzero_ps(); 16];
+    for (row, p) in rows.iter_mut().zip(from) {
+        // SAFETY: the caller's promise.
+        *row = unsafe { _mm512_loadu_ps(p) };
+    }
+    let mut pairs = [_mm512_setzero_pd(); 16];
+    for i in 0..8 {
+        let (a, b) = (rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i] = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+        pairs[2 * i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+    }
+    // Quarter `q` of vector 4·g + c holds column 4·q + c of row 4·g and the three after it.
+    let mut fours = [_mm512_setzero_ps(); 16];
+    for i in 0..8 {
+        let (a, b) = (pairs[i / 2 * 4 + i % 2], pairs[i / 2 * 4 + i % 2 + 2]);
+        fours[2 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        fours[2 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+    for c in 0..4 {
+        let even = _mm512_shuffle_f32x4::<0x88>(fours[c], fours[4 + c]);
+        let odd = _mm512_shuffle_f32x4::<0xdd>(fours[c], fours[4 + c]);
+        let more_even = _mm512_shuffle_f32x4::<0x88>(fours[8 + c], fours[12 + c]);
+        let more_odd = _mm512_shuffle_f32x4::<0xdd>(fours[8 + c], fours[12 + c]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            _mm512_storeu_ps(to[c], _mm512_shuffle_f32x4::<0x88>(even, more_even));
+            _mm512_storeu_ps(to[4 + c], _mm512_shuffle_f32x4::<0x88>(odd, more_odd));
+            _mm512_storeu_ps(to[8 + c], _mm512_shuffle_f32x4::<0xdd>(even, more_even));
+            _mm512_storeu_ps(to[12 + c], _mm512_shuffle_f32x4::<0xdd>(odd, more_odd));
+        }
+    }
 }

@@ -105,6 +105,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
         // SAFETY: the caller promises `n` writable values; `lanes` holds at least as many.
         unsafe { std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n) }
     }
+    /// Transposes a square of values: value `j` at `from[i]` goes to value `i` at `to[j]`, for all lanes `i` and `j`.
+    ///
+    /// # Safety
+    /// The first `LANES` pointers are each good for `LANES` values, and none of `to` overlaps one of `from`.
+    #[inline(always)]
+    unsafe fn transpose(self, from: [*const f32; MAX_LANES], to: [*mut f32; MAX_LANES]) {
+        for (j, to) in to.into_iter().enumerate().take(Self::LANES) {
+            for (i, from) in from.into_iter().enumerate().take(Self::LANES) {
+                // SAFETY: the caller's promise.
+                unsafe { *to.add(i) = *from.add(j) };
+            }
+        }
+    }
     /// Reads integer lanes.
     ///
     /// # Safety

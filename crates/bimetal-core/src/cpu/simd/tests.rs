@@ -179,6 +179,32 @@ fn memory_masks_and_reductions() {
     Level::detected().iter().for_each(|&level| dispatch_at(level, Whole));
 }
 
+/// A square whose values tell where they were.
+struct Square;
+
+impl Kernel for Square {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let from: Vec<f32> = (0..400).map(|x| x as f32).collect();
+        let mut to = vec![-1.0f32; 400];
+        let (a, b) = (from.as_ptr(), to.as_mut_ptr());
+        let rows = std::array::from_fn(|i| a.wrapping_add(20 * i));
+        // SAFETY: rows of 20 values each hold a vector.
+        unsafe { s.transpose(rows, std::array::from_fn(|j| b.wrapping_add(20 * j))) };
+        for (at, &x) in to.iter().enumerate() {
+            let (j, i) = (at / 20, at % 20);
+            assert_eq!(x, if i.max(j) < S::LANES { (20 * i + j) as f32 } else { -1.0 });
+        }
+    }
+}
+
+#[test]
+fn squares_are_transposed() {
+    Level::detected().iter().for_each(|&level| dispatch_at(level, Square));
+}
+
 /// Both 16-bit formats, widened (`bits` below 2¹⁶) and narrowed (all of `bits`).
 struct Halves<'a> {
     bits: &'a [u32],

@@ -1,20 +1,19 @@
-//! Batch norm and its gradients on the CPU: a channel at a time while it is in the cache; without spatial axes, a vector of
-//! channels at a time down the samples. Under given statistics elements go in the order in which they lie in memory.
+//! Batch norm and its gradients on the CPU: a channel at a time while it is in the cache; without spatial axes, and under
+//! given statistics, in the order in which elements lie in memory.
+
+mod rows;
 
 use super::{BatchNorm, Kind, Layout};
 use crate::normalization::group_norm::cpu::{channel_backward, channel_forward, channel_sums};
 use crate::normalization::row_norm::cpu::{Affine, Moments, Scaling, moments, slice};
 use bimetal_core::cpu::element::Element;
 use bimetal_core::cpu::parallel::{self, Shared};
-use bimetal_core::cpu::row::{Values, load, part, write};
+use bimetal_core::cpu::row::{Values, part, write};
 use bimetal_core::cpu::scratch::Scratch;
-use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
+use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
 use bimetal_core::{DType, Result, Scalar, Tensor};
 use half::{bf16, f16};
 use std::ops::Range;
-
-/// Samples over which a column is added in f32 before its sum goes on in f64.
-const BLOCK_SAMPLES: usize = 64;
 
 pub(super) fn batch_norm(op: &BatchNorm, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
     match inputs[0].dtype() {
@@ -40,28 +39,19 @@ fn typed<E: Element + Scalar>(op: &BatchNorm, inputs: &[&Tensor], outputs: &mut 
         normalize_given(x, given, layout.spatial, first.as_mut_slice::<E>()?, stream);
         return Ok(());
     }
-    let out = &Shared::new(first.as_mut_slice::<E>()?);
-    let grain = parallel::BYTES_PER_THREAD / (tensors * layout.count() * size_of::<E>());
+    let out = first.as_mut_slice::<E>()?;
     let mut sums = vec![[0.0f64; 2]; layout.channels];
-    let channel_sums = &Shared::new(&mut sums[..]);
-    let source = match op.kind {
-        Kind::Backward => Source::Gradient { grad: inputs[0].as_slice::<E>()? },
-        _ => Source::Batch,
-    };
-    let over = |channels: Range<usize>| {
-        // SAFETY: the ranges of channels are disjoint, and so are their sums.
-        let sums = unsafe { channel_sums.slice(channels.clone()) };
-        let work = Channels { x, source, affine, out, sums, layout, channels, eps: op.eps, stream };
-        if layout.spatial == 1 { dispatch(Columns(work)) } else { dispatch(work) }
-    };
+    let grad = if op.kind == Kind::Backward { Some(inputs[0].as_slice::<E>()?) } else { None };
     if layout.spatial == 1 {
-        // Whole cache lines of channels for each thread.
-        let tiles = layout.channels.div_ceil(MAX_LANES);
-        parallel::ranges(tiles, grain.div_ceil(MAX_LANES), |tiles| {
-            over(tiles.start * MAX_LANES..(tiles.end * MAX_LANES).min(layout.channels));
-        });
+        rows::Batch { x, grad, channels: layout.channels, affine, eps: op.eps, stream }.run(out, &mut sums);
     } else {
-        parallel::ranges(layout.channels, grain, over);
+        let (out, channel_sums) = (&Shared::new(out), &Shared::new(&mut sums[..]));
+        let grain = parallel::BYTES_PER_THREAD / (tensors * layout.count() * size_of::<E>());
+        parallel::ranges(layout.channels, grain, |channels| {
+            // SAFETY: the ranges of channels are disjoint, and so are their sums.
+            let sums = unsafe { channel_sums.slice(channels.clone()) };
+            dispatch(Channels { x, grad, affine, out, sums, layout, channels, eps: op.eps, stream });
+        });
     }
     match op.kind {
         Kind::Training => update_running(op, layout, inputs, more, &sums),
@@ -96,16 +86,10 @@ fn update_running(
     Ok(())
 }
 
-/// Where the statistics come from, and whether the gradient is wanted.
-#[derive(Clone, Copy)]
-enum Source<'a, E> {
-    Batch,
-    Gradient { grad: &'a [E] },
-}
-
 struct Channels<'a, E> {
     x: &'a [E],
-    source: Source<'a, E>,
+    /// If gradients are wanted.
+    grad: Option<&'a [E]>,
     affine: Affine<'a, E>,
     out: &'a Shared<E>,
     /// Of each channel of the range: mean and sum of squared deviations, or the gradients of weight and bias.
@@ -177,170 +161,18 @@ impl<E: Element> Kernel for Channels<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for channel in self.channels.clone() {
-            let sums = match self.source {
-                Source::Batch => {
+            let sums = match self.grad {
+                None => {
                     let moments = self.moments(s, channel);
                     self.normalize(s, channel, Scaling::of(moments, self.eps));
                     [moments.mean, moments.squares]
                 }
-                Source::Gradient { grad } => self.gradient(s, channel, grad),
+                Some(grad) => self.gradient(s, channel, grad),
             };
             self.sums[channel - self.channels.start] = sums;
         }
         if self.stream {
             s.stream_fence();
-        }
-    }
-}
-
-/// Channels that lie side by side, a vector of them at a time.
-struct Columns<'a, E>(Channels<'a, E>);
-
-impl<E: Element> Kernel for Columns<'_, E> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut work = self.0;
-        let results = std::mem::take(&mut work.sums);
-        let range = work.channels.clone();
-        for channel in range.clone().step_by(S::LANES) {
-            let column = Column { s, work: &work, channel, lanes: (range.end - channel).min(S::LANES) };
-            let mut stats = [Moments::default(); MAX_LANES];
-            let mut sums = [[0.0; 2]; MAX_LANES];
-            match work.source {
-                Source::Batch => {
-                    column.moments(&mut stats);
-                    for (sums, moments) in sums.iter_mut().zip(&stats) {
-                        *sums = [moments.mean, moments.squares];
-                    }
-                    column.normalize(&column.scalings(&stats));
-                }
-                Source::Gradient { grad } => {
-                    column.moments(&mut stats);
-                    column.gradient(grad, &stats, &mut sums);
-                }
-            }
-            let start = channel - range.start;
-            results[start..start + column.lanes].copy_from_slice(&sums[..column.lanes]);
-        }
-    }
-}
-
-/// A vector of channels.
-struct Column<'a, 'b, S, E> {
-    s: S,
-    work: &'a Channels<'b, E>,
-    channel: usize,
-    lanes: usize,
-}
-
-impl<S: Simd, E: Element> Column<'_, '_, S, E> {
-    /// The channels' values in one sample.
-    #[inline(always)]
-    fn load(&self, x: &[E], sample: usize) -> S::F {
-        let start = sample * self.work.layout.channels + self.channel;
-        // SAFETY: the slice has a value for each channel, of which there is at least one.
-        unsafe { load(self.s, &x[start..start + self.lanes], 0, 0.0) }
-    }
-
-    #[inline(always)]
-    fn store(&self, sample: usize, v: S::F) {
-        let start = sample * self.work.layout.channels + self.channel;
-        // SAFETY: a channel is one thread's, and the slice has a value for each.
-        unsafe {
-            let out = self.work.out.slice(start..start + self.lanes).as_mut_ptr();
-            if self.lanes >= S::LANES { E::store(self.s, out, v) } else { E::store_partial(self.s, out, self.lanes, v) }
-        }
-    }
-
-    #[inline(always)]
-    fn moments(&self, stats: &mut [Moments; MAX_LANES]) {
-        let (s, samples) = (self.s, self.work.layout.samples);
-        for start in (0..samples).step_by(BLOCK_SAMPLES) {
-            let block = start..(start + BLOCK_SAMPLES).min(samples);
-            let mut sum = s.splat(0.0);
-            for sample in block.clone() {
-                sum = s.add(sum, self.load(self.work.x, sample));
-            }
-            let center = s.div(sum, s.splat(block.len() as f32));
-            let (mut first, mut second) = (s.splat(0.0), s.splat(0.0));
-            for sample in block.clone() {
-                let d = s.sub(self.load(self.work.x, sample), center);
-                first = s.add(first, d);
-                second = s.fma(d, d, second);
-            }
-            let [centers, first, second] = [s.to_array(center), s.to_array(first), s.to_array(second)];
-            for (k, stats) in stats[..self.lanes].iter_mut().enumerate() {
-                let (first, second) = (f64::from(first[k]), f64::from(second[k]));
-                *stats = stats.merge(Moments::about(block.len() as f64, centers[k], first, second));
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn scalings(&self, stats: &[Moments; MAX_LANES]) -> [Scaling; MAX_LANES] {
-        let mut scalings = [Scaling { mean: 0.0, lost: 0.0, rstd: 1.0 }; MAX_LANES];
-        for (scaling, stats) in scalings[..self.lanes].iter_mut().zip(stats) {
-            *scaling = Scaling::of(*stats, self.work.eps);
-        }
-        scalings
-    }
-
-    #[inline(always)]
-    fn normalize(&self, scalings: &[Scaling; MAX_LANES]) {
-        let s = self.s;
-        let [mut means, mut factors, mut shifts] = [[0.0; MAX_LANES]; 3];
-        for (k, scaling) in scalings[..self.lanes].iter().enumerate() {
-            let (weight, bias) = self.work.affine.at(self.channel + k);
-            means[k] = scaling.mean;
-            factors[k] = scaling.rstd * weight;
-            shifts[k] = bias - scaling.lost * factors[k];
-        }
-        // SAFETY: the arrays hold a vector of any level.
-        let (mean, factor, shift) = unsafe { (s.load(means.as_ptr()), s.load(factors.as_ptr()), s.load(shifts.as_ptr())) };
-        for sample in 0..self.work.layout.samples {
-            self.store(sample, s.fma(s.sub(self.load(self.work.x, sample), mean), factor, shift));
-        }
-    }
-
-    #[inline(always)]
-    fn gradient(&self, grad: &[E], stats: &[Moments; MAX_LANES], sums: &mut [[f64; 2]; MAX_LANES]) {
-        let (s, samples) = (self.s, self.work.layout.samples);
-        let scalings = self.scalings(stats);
-        let [mut means, mut shifts, mut rstds] = [[0.0; MAX_LANES]; 3];
-        for (k, scaling) in scalings.iter().enumerate() {
-            (means[k], shifts[k], rstds[k]) = (scaling.mean, -scaling.lost * scaling.rstd, scaling.rstd);
-        }
-        // SAFETY: the arrays hold a vector of any level.
-        let (mean, shift, rstd) = unsafe { (s.load(means.as_ptr()), s.load(shifts.as_ptr()), s.load(rstds.as_ptr())) };
-        for start in (0..samples).step_by(BLOCK_SAMPLES) {
-            let (mut plain, mut scaled) = (s.splat(0.0), s.splat(0.0));
-            for sample in start..(start + BLOCK_SAMPLES).min(samples) {
-                let g = self.load(grad, sample);
-                let unit = s.fma(s.sub(self.load(self.work.x, sample), mean), rstd, shift);
-                plain = s.add(plain, g);
-                scaled = s.fma(g, unit, scaled);
-            }
-            let [plain, scaled] = [s.to_array(plain), s.to_array(scaled)];
-            for (k, sums) in sums[..self.lanes].iter_mut().enumerate() {
-                sums[0] += f64::from(scaled[k]);
-                sums[1] += f64::from(plain[k]);
-            }
-        }
-        let [mut factors, mut firsts, mut seconds] = [[0.0; MAX_LANES]; 3];
-        for (k, sums) in sums[..self.lanes].iter().enumerate() {
-            let factor = f64::from(self.work.affine.at(self.channel + k).0) * f64::from(rstds[k]);
-            factors[k] = factor as f32;
-            firsts[k] = (-factor * sums[1] / samples as f64) as f32;
-            seconds[k] = (factor * sums[0] / samples as f64) as f32;
-        }
-        // SAFETY: as above.
-        let (factor, first, second) =
-            unsafe { (s.load(factors.as_ptr()), s.load(firsts.as_ptr()), s.load(seconds.as_ptr())) };
-        for sample in 0..samples {
-            let unit = s.fma(s.sub(self.load(self.work.x, sample), mean), rstd, shift);
-            self.store(sample, s.neg_fma(unit, second, s.fma(self.load(grad, sample), factor, first)));
         }
     }
 }

@@ -1,17 +1,17 @@
-//! Softmax on the CPU: a row's exponentials stay in a cache-resident buffer between the passes, so that memory is read
-//! once and written once; a long row is summed block by block and its exponentials are computed again.
+//! Softmax on the CPU: a row's exponentials stay in a cache-resident buffer until they are written while the next row's are
+//! computed, so that memory is read once and written once; a long row's exponentials are computed again.
 
 use super::Kind;
 use bimetal_core::cpu::element::Element;
-use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
+use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
 use bimetal_core::cpu::row::{Values, load, part, write};
 use bimetal_core::cpu::scratch::Scratch;
 use bimetal_core::cpu::{math, parallel};
 use bimetal_core::{DType, Result, Scalar, Tensor};
 use half::{bf16, f16};
 
-/// Longest row whose exponentials are kept: 256 KiB of f32, a quarter of the L2 cache of the machines here.
-const KEPT: usize = 64 << 10;
+/// Longest row whose exponentials are kept: 512 KiB of f32, half of the L2 cache of the machines here.
+const KEPT: usize = 128 << 10;
 
 /// Memory traffic of a call that the caches next to the cores may hold.
 const NEAR: usize = 4 << 20;
@@ -69,17 +69,100 @@ impl<E: Element> Kernel for Rows<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut kept = Scratch::take(self.n.min(KEPT));
-        for (x, y) in self.x.chunks_exact(self.n).zip(self.y.chunks_exact_mut(self.n)) {
-            let row = Row { s, x, y, stream: self.stream, fetch: self.fetch };
-            match (self.log, self.n <= KEPT) {
-                (false, true) => row.softmax_kept(&mut kept),
-                (false, false) => row.softmax_twice(),
-                (true, _) => row.log_softmax(),
+        let Self { x, y, n, log, stream, fetch } = self;
+        let keep = n <= KEPT;
+        let mut kept = Scratch::take(if log || !keep { 0 } else { n });
+        let kept = kept.as_mut_ptr();
+        // A row is written while the next one's exponentials are computed, so that neither waits for the other.
+        let mut pending: Option<(&mut [E], Done<'_, S, E>)> = None;
+        for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
+            let row = Row { s, x, fetch: fetch && keep };
+            let m = row.max();
+            let sum = match (pending.take(), log) {
+                (None, false) if keep => row.sum_exp::<_, true>(m, kept, Nothing),
+                (None, _) => row.sum_exp::<_, false>(m, kept, Nothing),
+                (Some((y, done)), false) => {
+                    let factor = done.second;
+                    row.sum_exp::<_, true>(m, kept, Writing::new(y, stream, Kept { kept, factor }))
+                }
+                (Some((y, done)), true) => {
+                    row.sum_exp::<_, false>(m, kept, Writing::new(y, stream, Logarithm::of(done)))
+                }
+            };
+            let second = s.splat(if log { sum.ln() } else { 1.0 / sum } as f32);
+            let done = Done { x, shift: s.splat(m), second };
+            if keep {
+                pending = Some((y, done));
+            } else if log {
+                write(s, y, stream, Logarithm::of(done), [x.as_ptr_range().end]);
+            } else {
+                write(s, y, stream, Again { x, shift: done.shift, inverse: second }, [x.as_ptr_range().end]);
             }
         }
-        if self.stream {
+        match pending {
+            Some((y, done)) if log => write(s, y, stream, Logarithm::of(done), []),
+            Some((y, done)) => write(s, y, stream, Kept { kept, factor: done.second }, []),
+            None => {}
+        }
+        if stream {
             s.stream_fence();
+        }
+    }
+}
+
+/// A row whose sum is known: its largest element, and the logarithm of the sum or its inverse.
+struct Done<'a, S: Simd, E> {
+    x: &'a [E],
+    shift: S::F,
+    second: S::F,
+}
+
+/// Writes vectors of an earlier row.
+trait Earlier<S: Simd> {
+    /// Writes the `n` elements from `i` on.
+    ///
+    /// # Safety
+    /// The row has them.
+    unsafe fn put(&self, s: S, i: usize, n: usize);
+}
+
+/// No row is waiting.
+struct Nothing;
+
+impl<S: Simd> Earlier<S> for Nothing {
+    #[inline(always)]
+    unsafe fn put(&self, _: S, _: usize, _: usize) {}
+}
+
+/// A row that is waiting for its values.
+struct Writing<E, V> {
+    y: *mut E,
+    stream: bool,
+    values: V,
+}
+
+impl<E: Element, V> Writing<E, V> {
+    /// A row that goes past the caches if `stream` is set and it is aligned.
+    #[inline(always)]
+    fn new(y: &mut [E], stream: bool, values: V) -> Self {
+        let y = y.as_mut_ptr();
+        Self { y, stream: stream && (y as usize).is_multiple_of(MAX_LANES * size_of::<E>()), values }
+    }
+}
+
+impl<S: Simd, E: Element, V: Values<S>> Earlier<S> for Writing<E, V> {
+    #[inline(always)]
+    unsafe fn put(&self, s: S, i: usize, n: usize) {
+        // SAFETY: the caller's promise; vectors of an aligned row are aligned.
+        unsafe {
+            let (p, v) = (self.y.add(i), self.values.at(s, i, n));
+            if n < S::LANES {
+                E::store_partial(s, p, n, v);
+            } else if self.stream {
+                E::stream(s, p, v);
+            } else {
+                E::store(s, p, v);
+            }
         }
     }
 }
@@ -87,8 +170,6 @@ impl<E: Element> Kernel for Rows<'_, E> {
 struct Row<'a, S, E> {
     s: S,
     x: &'a [E],
-    y: &'a mut [E],
-    stream: bool,
     fetch: bool,
 }
 
@@ -118,16 +199,14 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         s.reduce_max(s.max(halves[0], halves[1]))
     }
 
-    /// Σ exp(x − m), block by block; the exponentials go to `kept` if it is given, and meanwhile the next row comes into
-    /// the cache if this one is there.
+    /// Σ exp(x − m), block by block; the exponentials go to `kept` if `KEEP`, after an earlier row's have been written, and
+    /// meanwhile the next row comes into the cache if this one is there.
     #[inline(always)]
-    fn sum_exp(&self, m: f32, kept: Option<&mut [f32]>) -> f64 {
+    fn sum_exp<P: Earlier<S>, const KEEP: bool>(&self, m: f32, kept: *mut f32, earlier: P) -> f64 {
         let (s, n) = (self.s, self.x.len());
         let shift = s.splat(m);
         let mut total = 0.0;
-        let keep = kept.map_or(std::ptr::null_mut(), |k| k.as_mut_ptr());
         let next = self.x.as_ptr_range().end;
-        let fetch = self.fetch && n <= KEPT;
         let mut block = 0;
         while block < n {
             let end = (block + BLOCK).min(n);
@@ -138,28 +217,30 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
                 while i + 4 * S::LANES <= end {
                     for (k, sum) in sums.iter_mut().enumerate() {
                         let at = i + k * S::LANES;
-                        if fetch {
+                        if self.fetch {
                             s.prefetch_far(next.wrapping_add(at));
                         }
                         let e = math::exp(s, s.sub(E::load(s, self.x.as_ptr().add(at)), shift));
-                        if !keep.is_null() {
-                            s.store(keep.add(at), e);
+                        earlier.put(s, at, S::LANES);
+                        if KEEP {
+                            s.store(kept.add(at), e);
                         }
                         *sum = s.add(*sum, e);
                     }
                     i += 4 * S::LANES;
                 }
                 while i < end {
-                    let left = end - i;
+                    let left = (end - i).min(S::LANES);
                     let e = math::exp(s, s.sub(load(s, &self.x[..end], i, f32::NEG_INFINITY), shift));
+                    earlier.put(s, i, left);
                     if left >= S::LANES {
-                        if !keep.is_null() {
-                            s.store(keep.add(i), e);
+                        if KEEP {
+                            s.store(kept.add(i), e);
                         }
                         sums[0] = s.add(sums[0], e);
                     } else {
-                        if !keep.is_null() {
-                            s.store_partial(keep.add(i), left, e);
+                        if KEEP {
+                            s.store_partial(kept.add(i), left, e);
                         }
                         total += s.to_array(e)[..left].iter().map(|&v| f64::from(v)).sum::<f64>();
                     }
@@ -172,45 +253,22 @@ impl<S: Simd, E: Element> Row<'_, S, E> {
         }
         total
     }
-
-    #[inline(always)]
-    fn softmax_kept(self, kept: &mut [f32]) {
-        let m = self.max();
-        let sum = self.sum_exp(m, Some(kept));
-        let inverse = self.s.splat((1.0 / sum) as f32);
-        write(self.s, self.y, self.stream, Kept { kept, inverse }, []);
-    }
-
-    #[inline(always)]
-    fn softmax_twice(self) {
-        let m = self.max();
-        let sum = self.sum_exp(m, None);
-        let (s, x) = (self.s, self.x);
-        let values = Again { x, shift: s.splat(m), inverse: s.splat((1.0 / sum) as f32) };
-        write(s, self.y, self.stream, values, [x.as_ptr_range().end]);
-    }
-
-    #[inline(always)]
-    fn log_softmax(self) {
-        let m = self.max();
-        let sum = self.sum_exp(m, None);
-        let (s, x) = (self.s, self.x);
-        let values = Logarithm { x, shift: s.splat(m), log_sum: s.splat(sum.ln() as f32) };
-        write(s, self.y, self.stream, values, [x.as_ptr_range().end]);
-    }
 }
 
 /// Kept exponentials over their sum.
-struct Kept<'a, F> {
-    kept: &'a [f32],
-    inverse: F,
+struct Kept<F> {
+    kept: *const f32,
+    factor: F,
 }
 
-impl<S: Simd> Values<S> for Kept<'_, S::F> {
+impl<S: Simd> Values<S> for Kept<S::F> {
     #[inline(always)]
     unsafe fn at(&self, s: S, i: usize, n: usize) -> S::F {
         // SAFETY: the buffer is as long as the row.
-        s.mul(unsafe { part(s, self.kept, i, n) }, self.inverse)
+        unsafe {
+            let p = self.kept.add(i);
+            s.mul(if n >= S::LANES { s.load(p) } else { s.load_partial(p, n, 0.0) }, self.factor)
+        }
     }
 }
 
@@ -235,6 +293,13 @@ struct Logarithm<'a, E, F> {
     x: &'a [E],
     shift: F,
     log_sum: F,
+}
+
+impl<'a, E, F> Logarithm<'a, E, F> {
+    #[inline(always)]
+    fn of<S: Simd<F = F>>(done: Done<'a, S, E>) -> Self {
+        Self { x: done.x, shift: done.shift, log_sum: done.second }
+    }
 }
 
 impl<S: Simd, E: Element> Values<S> for Logarithm<'_, E, S::F> {
