@@ -28,6 +28,8 @@ pub(crate) struct Kernel {
     pub io: Option<Vec<BufferIOAttr>>,
     /// Whether it waits for the work before it by itself, so that it may be started early.
     pub overlaps: bool,
+    /// Its cubes wait for each other, so that all must run at the same time.
+    pub together: bool,
 }
 
 /// The kernels of a device, compiled at their first launch.
@@ -57,7 +59,11 @@ struct Source {
     shared_memory: usize,
     io: Option<Vec<BufferIOAttr>>,
     overlaps: bool,
+    together: bool,
 }
+
+/// Kernels whose names hold this word have cubes that wait for each other; they are launched cooperatively, all of it or none.
+const TOGETHER: &str = "together";
 
 impl Kernels {
     /// No kernels yet; `shared_memory` is what a cube may have at most.
@@ -98,6 +104,7 @@ impl Kernels {
             shared_memory: source.shared_memory as u32,
             io: source.io,
             overlaps: source.overlaps,
+            together: source.together,
         });
         let index = self.loaded.len() - 1;
         self.by_id.insert(id.clone(), index as u32);
@@ -118,11 +125,13 @@ impl Kernels {
                 shared_memory: 0,
                 io: None,
                 overlaps: false,
+                together: false,
             });
         }
         let definition = define_kernel(kernel)?;
         let entry = definition.settings.kernel_name.clone();
         let compiled = CppCompiler::<Cuda>::default().compile(definition, &self.options)?;
+        let together = entry.to_lowercase().contains(TOGETHER);
         let (text, overlaps) = match overlapping(&compiled.source).filter(|_| self.found.capability >= 90) {
             Some(text) => (text, true),
             None => (compiled.source, false),
@@ -134,6 +143,7 @@ impl Kernels {
             shared_memory: compiled.shared_memory_size,
             io: Some(compiled.io),
             overlaps,
+            together,
         })
     }
 

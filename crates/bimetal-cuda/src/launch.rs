@@ -22,10 +22,19 @@ pub(crate) fn launch(
     let mut pointers: SmallVec<[*mut c_void; 16]> =
         addresses.iter().map(|address| std::ptr::from_ref(address).cast_mut().cast()).collect();
     pointers.extend(parameters.map(|block| block.as_ptr().cast_mut().cast::<c_void>()));
-    let mut overlap = CUlaunchAttribute {
-        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-        pad: [0; 4],
-        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    // All cubes run at once or, with an error, none.
+    let mut attribute = if kernel.together {
+        CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { cooperative: 1 },
+        }
+    } else {
+        CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        }
     };
     let config = CUlaunchConfig {
         gridDimX: count.0,
@@ -36,8 +45,8 @@ pub(crate) fn launch(
         blockDimZ: kernel.cube_dim.2,
         sharedMemBytes: kernel.shared_memory,
         hStream: stream,
-        attrs: &mut overlap,
-        numAttrs: u32::from(kernel.overlaps),
+        attrs: &mut attribute,
+        numAttrs: u32::from(kernel.overlaps || kernel.together),
     };
     // SAFETY: the function is loaded in the current context; each pointer is to a parameter of the kernel's, which the
     // driver copies before it returns.

@@ -2,7 +2,6 @@
 
 mod blocks;
 mod compose;
-#[allow(dead_code)]
 mod condense;
 mod conquer;
 mod dense;

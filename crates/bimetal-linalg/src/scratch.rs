@@ -5,7 +5,8 @@
 
 use crate::qr::{Dims, Form, QrParams};
 use crate::svd::SvdParams;
-use crate::{cholesky, eigh, jacobi, lu, qr, system};
+use crate::{blocks, cholesky, condense, conquer, eigh, lu, qr, system};
+use bimetal_core::gpu::counted;
 use bimetal_core::op::Op;
 use bimetal_core::{Device, Error, Gpu, Result, Spec};
 
@@ -90,9 +91,12 @@ pub fn lu_scratch(a: &Spec, device: Device) -> Result<usize> {
 /// ```
 pub fn eigh_scratch(a: &Spec, device: Device) -> Result<usize> {
     eigh::lower().outputs(&[a])?;
-    let request = jacobi::gpu::Request { symmetric: true, upper: false, vectors: true };
-    let extents = system::matrices("eigh", "a", &a.shape)?;
-    Ok(jacobi::gpu::scratch(gpu("eigh_scratch", device)?, request, extents, a.dtype, 0))
+    let ([batch, _, n], dtype) = (system::matrices("eigh", "a", &a.shape)?, blocks::working(a.dtype));
+    let gpu = gpu("eigh_scratch", device)?;
+    if batch * n == 0 {
+        return Ok(0);
+    }
+    Ok(condense::tridiagonal_bytes(gpu, dtype, batch, n) + conquer::scratch(gpu, dtype, batch, n, false))
 }
 
 /// Bytes that [`svd`](crate::svd()) of matrices `a` takes on a GPU beside `a`, values and vectors.
@@ -109,10 +113,16 @@ pub fn eigh_scratch(a: &Spec, device: Device) -> Result<usize> {
 /// ```
 pub fn svd_scratch(a: &Spec, params: SvdParams, device: Device) -> Result<usize> {
     crate::svd::thin().outputs(&[a])?;
-    let request = jacobi::gpu::Request { symmetric: false, upper: false, vectors: true };
-    let [batch, m, n] = system::matrices("svd", "a", &a.shape)?;
-    let total = if params.full_matrices { m.max(n) } else { m.min(n) };
-    Ok(jacobi::gpu::scratch(gpu("svd_scratch", device)?, request, [batch, m, n], a.dtype, total))
+    let [batch, rows, columns] = system::matrices("svd", "a", &a.shape)?;
+    let (gpu, dtype) = (gpu("svd_scratch", device)?, blocks::working(a.dtype));
+    let (m, n) = (rows.max(columns), rows.min(columns));
+    if batch * n == 0 {
+        return Ok(0);
+    }
+    let lines = if params.full_matrices { m } else { n };
+    let longer = if m == n { 0 } else { counted(batch * lines * m * dtype.size()) };
+    let reduced = condense::bidiagonal_bytes(gpu, dtype, batch, [m, n], lines);
+    Ok(reduced + conquer::scratch(gpu, dtype, batch, n, true) + longer)
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ pub(super) fn reduced<'a>(
     let stride = |x: usize| x.next_multiple_of(if x > 256 { 64 } else { 4 }).max(4);
     let dtype = memory.dtype;
     let fits = |first: usize| Layout::new(gpu, [m - first, n - first], params).fits(gpu, dtype);
-    let held = n <= 256 && fits(0);
+    let held = Bidiagonal::held(&memory, [m, n], params);
     let made = Bidiagonal {
         left: Reflectors::new(&memory, [n, n.max(1), stride(m), 0], !held || m >= PRODUCTS)?,
         right: Reflectors::new(&memory, [n.saturating_sub(2), n.max(1), stride(n), 1], !held)?,
@@ -138,6 +138,11 @@ pub(super) fn reduced<'a>(
 }
 
 impl Bidiagonal<'_> {
+    /// Whether a cube takes a whole matrix.
+    pub(super) fn held(memory: &Memory, dims: [usize; 2], params: Params) -> bool {
+        dims[1] <= 256 && Layout::new(memory.gpu, dims, params).fits(memory.gpu, memory.dtype)
+    }
+
     /// Every row of the batch × `rows` × m elements of `z` becomes U times itself.
     pub(crate) fn back_left(&self, z: &Handle, rows: usize) -> Result<()> {
         self.left.apply(&self.memory, z, [rows, self.m])

@@ -3,6 +3,7 @@
 
 mod back;
 mod bidiagonal;
+mod bytes;
 mod load;
 mod parts;
 mod rectangle;
@@ -12,6 +13,7 @@ mod tridiagonal;
 mod whole;
 
 pub(crate) use bidiagonal::{Bidiagonal, bidiagonal};
+pub(crate) use bytes::{bidiagonal_bytes, tridiagonal_bytes};
 pub(crate) use tridiagonal::tridiagonal;
 
 use crate::qr::Dims;

@@ -332,7 +332,7 @@ pub fn step<A: Float, N: Size>(
 /// Columns `from..to` of every matrix in one launch. The cubes of a matrix wait for each other after every column, so that all of
 /// them must run at the same time: `arrived`, zero at first, counts them.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub fn steps<A: Float, N: Size>(
+pub fn steps_together<A: Float, N: Size>(
     w: &mut [Vector<A, N>],
     p: &mut [A],
     v: &mut [A],

@@ -1,7 +1,7 @@
 //! Tridiagonal form of symmetric matrices, `A = Q·T·Qᵀ` (LAPACK's `sytrd`): launched column by column until a cube can hold what is left.
 
 use super::load::Source;
-use super::step::{Code, ROWS, step, steps};
+use super::step::{Code, ROWS, step, steps_together};
 use super::whole::{Form, STEP, whole};
 use super::{Memory, Reflectors, Row};
 use crate::blocks::working;
@@ -110,7 +110,7 @@ pub(super) fn reduced<'a>(
     let n = dims[dims.len() - 1];
     let memory = Memory { gpu, dtype: working(a.dtype()), batch: status.numel() };
     let stride = n.next_multiple_of(if n > 256 { 64 } else { 4 });
-    let held = n <= memory.fitting(n.min(256), params);
+    let held = Tridiagonal::held(&memory, n, params);
     let made = Tridiagonal {
         params,
         reflectors: Reflectors::new(&memory, [n.saturating_sub(2), n.max(1), stride.max(1), 1], !held)?,
@@ -142,6 +142,11 @@ pub(super) fn reduced<'a>(
 }
 
 impl Tridiagonal<'_> {
+    /// Whether a cube takes a whole matrix.
+    pub(super) fn held(memory: &Memory, n: usize, params: Params) -> bool {
+        n <= memory.fitting(n.min(256), params)
+    }
+
     /// Every row of the batch × n × n elements of `z`, an eigenvector of T, becomes Q times itself.
     pub(crate) fn back(&self, z: &Handle) -> Result<()> {
         self.reflectors.apply(&self.memory, z, [self.n, self.n])
@@ -236,7 +241,7 @@ impl Tridiagonal<'_> {
             // SAFETY: the buffers have these extents, past which the kernel touches nothing; there are no more cubes than
             // processors.
             unsafe {
-                steps::launch_unchecked(
+                steps_together::launch_unchecked(
                     gpu.client(),
                     CubeCount::Static((memory.batch * cubes) as u32, 1, 1),
                     CubeDim::new_1d(units as u32),

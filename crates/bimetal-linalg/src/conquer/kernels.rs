@@ -5,8 +5,8 @@
 #![allow(missing_docs)]
 
 use super::steps::{
-    INDICES, Merge, NONE, NULLS, NUMBERS, PIVOTS, Side, VALUES, WEIGHTS, arrange, deflate, exact_weight, find_null, parts,
-    root, turn,
+    INDICES, Merge, NONE, NULLS, NUMBERS, PIVOTS, Side, VALUES, WEIGHTS, arrange, deflate, exact_weight, find_null,
+    parts, root, turn,
 };
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -23,21 +23,15 @@ pub const DEPTH: usize = 16;
 /// matrix begin at `table`.
 #[cube]
 fn merge_of(row: usize, n: usize, span: usize, table: usize, size: usize) -> Merge {
-    let first = row / (2 * span) * (2 * span);
+    // Spans are powers of two.
+    let first = row - (row & (2 * span - 1));
     Merge { first: table + first, left: min(span, n - first), len: min(2 * span, n - first), size }
 }
 
 /// What row `local` of the merge, whose part of `vectors` begins at `row_start`, has beside the boundary of the halves, times
 /// its share of what couples them.
 #[cube]
-fn weight<F: Float>(
-    vectors: &[F],
-    row_start: usize,
-    local: usize,
-    merge: &Merge,
-    first: usize,
-    shares: (F, F),
-) -> F {
+fn weight<F: Float>(vectors: &[F], row_start: usize, local: usize, merge: &Merge, first: usize, shares: (F, F)) -> F {
     let right = local >= merge.left;
     let column = first + select(right, merge.left, merge.left - 1);
     let share = select(right, shares.1, shares.0);
@@ -272,15 +266,7 @@ fn mix_block<F: Float>(
 /// `q[target] = mixᵀ·q[source]`, where the rows of `mix` are those of blocks of `2·span` rows, and those of `q[source]` of blocks of
 /// `span` rows; elsewhere both are zero.
 #[cube]
-fn combine_block<F: Float>(
-    mix: &[F],
-    q: &mut [F],
-    source: usize,
-    target: usize,
-    len: usize,
-    span: usize,
-    ld: usize,
-) {
+fn combine_block<F: Float>(mix: &[F], q: &mut [F], source: usize, target: usize, len: usize, span: usize, ld: usize) {
     let side = len.div_ceil(4usize);
     let mut tile = UNIT_POS as usize;
     let wide = 2 * span;
@@ -288,16 +274,17 @@ fn combine_block<F: Float>(
         let row = tile / side * 4;
         let column = tile % side * 4;
         // The blocks that the tile's rows and columns reach.
-        let meet = row / wide * wide < (column + 3) / wide * wide + wide
-            && column / wide * wide < (row + 3) / wide * wide + wide;
+        let (end, last) = (row + 3, column + 3);
+        let meet = row - (row & (wide - 1)) < last - (last & (wide - 1)) + wide
+            && column - (column & (wide - 1)) < end - (end & (wide - 1)) + wide;
         if meet {
             let mut sums = Array::<F>::new(16usize);
             #[unroll]
             for s in 0..16usize {
                 sums[s] = F::new(0.0);
             }
-            let from = column / span * span;
-            let to = min((column + 3) / span * span + span, len);
+            let from = column - (column & (span - 1));
+            let to = min(last - (last & (span - 1)) + span, len);
             for j in from..to {
                 let left = j * ld + row;
                 let right = source + j * ld + column;

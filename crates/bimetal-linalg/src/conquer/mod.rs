@@ -125,9 +125,23 @@ impl Bands<'_> {
         // SAFETY: the buffers have the lengths given, and kernels stay within `batch` matrices of order `n`.
         unsafe {
             kernels::base::launch_unchecked(
-                gpu.client(), gpu.cubes(batch * blocks), CubeDim::new_1d((PARAMS.lanes * plan.most) as u32), address,
-                self.arg(diagonal, rows), self.arg(off, rows), values.gpu_arg()?, vectors.gpu_arg()?, left(&lefts)?,
-                index(), batch, n, plan.most, lanes as u32, side, double, elem,
+                gpu.client(),
+                gpu.cubes(batch * blocks),
+                CubeDim::new_1d((PARAMS.lanes * plan.most) as u32),
+                address,
+                self.arg(diagonal, rows),
+                self.arg(off, rows),
+                values.gpu_arg()?,
+                vectors.gpu_arg()?,
+                left(&lefts)?,
+                index(),
+                batch,
+                n,
+                plan.most,
+                lanes as u32,
+                side,
+                double,
+                elem,
             );
         }
         if blocks == 1 {
@@ -146,16 +160,52 @@ impl Bands<'_> {
             // SAFETY: as above.
             unsafe {
                 kernels::join::launch_unchecked(
-                    gpu.client(), gpu.cubes(batch * merges), joining, address, self.arg(diagonal, rows),
-                    self.arg(off, rows), values.gpu_arg()?, vectors.gpu_arg()?, left(&lefts)?, number(), index(), batch,
-                    n, span, side, double, elem,
+                    gpu.client(),
+                    gpu.cubes(batch * merges),
+                    joining,
+                    address,
+                    self.arg(diagonal, rows),
+                    self.arg(off, rows),
+                    values.gpu_arg()?,
+                    vectors.gpu_arg()?,
+                    left(&lefts)?,
+                    number(),
+                    index(),
+                    batch,
+                    n,
+                    span,
+                    side,
+                    double,
+                    elem,
                 );
                 kernels::roots::launch_unchecked(
-                    gpu.client(), cubes(), units, address, number(), index(), batch, n, span, lanes, squared, double,
+                    gpu.client(),
+                    cubes(),
+                    units,
+                    address,
+                    number(),
+                    index(),
+                    batch,
+                    n,
+                    span,
+                    lanes,
+                    squared,
+                    double,
                     elem,
                 );
                 kernels::weights::launch_unchecked(
-                    gpu.client(), cubes(), units, address, number(), index(), batch, n, span, lanes, squared, elem,
+                    gpu.client(),
+                    cubes(),
+                    units,
+                    address,
+                    number(),
+                    index(),
+                    batch,
+                    n,
+                    span,
+                    lanes,
+                    squared,
+                    elem,
                 );
             }
             let mut combine = |vectors: &mut Tensor, side: Side| -> Result<()> {
@@ -163,12 +213,33 @@ impl Bands<'_> {
                 // SAFETY: as above.
                 unsafe {
                     kernels::mixtures::launch_unchecked(
-                        gpu.client(), cubes(), units, address, number(), index(), mix.gpu_arg()?, values.gpu_arg()?,
-                        batch, n, span, lanes, side, elem,
+                        gpu.client(),
+                        cubes(),
+                        units,
+                        address,
+                        number(),
+                        index(),
+                        mix.gpu_arg()?,
+                        values.gpu_arg()?,
+                        batch,
+                        n,
+                        span,
+                        lanes,
+                        side,
+                        elem,
                     );
                     kernels::combine::launch_unchecked(
-                        gpu.client(), gpu.cubes(batch * merges * tiles * tiles), CubeDim::new_1d((SIDE * SIDE) as u32),
-                        address, mix.gpu_arg()?, vectors.gpu_arg()?, spare.gpu_arg()?, batch, n, span, elem,
+                        gpu.client(),
+                        gpu.cubes(batch * merges * tiles * tiles),
+                        CubeDim::new_1d((SIDE * SIDE) as u32),
+                        address,
+                        mix.gpu_arg()?,
+                        vectors.gpu_arg()?,
+                        spare.gpu_arg()?,
+                        batch,
+                        n,
+                        span,
+                        elem,
                     );
                 }
                 std::mem::swap(vectors, &mut spare);

@@ -64,7 +64,14 @@ pub(crate) fn store_values(
 ///
 /// # Errors
 /// As [`store_values`].
-pub(crate) fn store_vectors(gpu: &Gpu, vectors: &Handle, dtype: DType, status: &Tensor, out: &Tensor, kept: Kept) -> Result<()> {
+pub(crate) fn store_vectors(
+    gpu: &Gpu,
+    vectors: &Handle,
+    dtype: DType,
+    status: &Tensor,
+    out: &Tensor,
+    kept: Kept,
+) -> Result<()> {
     let batch = status.numel();
     let tiles = kept.rows.div_ceil(TILE) * kept.len.div_ceil(TILE);
     let elements = batch * kept.of * kept.len;

@@ -4,7 +4,6 @@
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
 
-use crate::jacobi::gpu::step::scale_of;
 use cubecl::prelude::*;
 
 /// Sections of the table of numbers, each with a place for every row of every matrix.
@@ -74,6 +73,15 @@ pub fn epsilon<F: Float>(#[comptime] double: bool) -> F {
     if comptime!(double) { F::new(1.1102230246251565e-16) } else { F::new(5.9604644775390625e-8) }
 }
 
+/// The power of two that takes `largest` to between ½ and 1, as far as it and its inverse are normal numbers of f32; 1 for zero.
+#[cube]
+fn scale_of<F: Float>(largest: F) -> F {
+    let bits = u32::reinterpret(f32::cast_from(largest)) >> 23u32;
+    let bits = min(max(bits, 26u32), 226u32);
+    let scale = F::cast_from(f32::reinterpret((252u32 - bits) << 23u32));
+    select(largest > F::new(0.0), scale, F::new(1.0))
+}
+
 /// The sum over `lanes` neighbouring units.
 #[cube]
 fn team_sum<F: Float>(value: F, #[comptime] lanes: u32) -> F {
@@ -99,13 +107,7 @@ fn team_product<F: Float>(value: F, #[comptime] lanes: u32) -> F {
 /// Copies the value and the weight of row `at` of the merge to where they stand among both halves' values in order; of
 /// singular values the left half's null one is the first.
 #[cube]
-pub fn arrange<F: Float>(
-    numbers: &mut [F],
-    indices: &mut [u32],
-    merge: &Merge,
-    at: usize,
-    #[comptime] squared: bool,
-) {
+pub fn arrange<F: Float>(numbers: &mut [F], indices: &mut [u32], merge: &Merge, at: usize, #[comptime] squared: bool) {
     let values = comptime!(VALUES) * merge.size + merge.first;
     let own = numbers[values + at];
     let right = at >= merge.left;
@@ -187,7 +189,7 @@ pub fn deflate<F: Float>(
         for j in 0..len {
             largest = max(largest, numbers[weights + j].abs());
         }
-        bring = scale_of::<F>(largest, double);
+        bring = scale_of::<F>(largest);
         let mut squares = zero;
         for j in 0..len {
             let weight = numbers[weights + j] * bring;
@@ -204,7 +206,7 @@ pub fn deflate<F: Float>(
             select(right == comptime!(NONE), right, right + select(whole, merge.left as u32, 0u32));
     }
     let extreme = select(comptime!(squared), extreme, max(extreme, rho));
-    let scale = scale_of::<F>(extreme, double);
+    let scale = scale_of::<F>(extreme);
     // A part of the matrix that no scale brings to 1 is nothing beside the rest, and its squares would underflow.
     let tolerance = select(extreme * scale < F::new(0.25), F::new(1.0), F::new(8.0) * epsilon::<F>(double));
     let reach = select(comptime!(squared), length * scale, rho * scale);
@@ -240,31 +242,32 @@ pub fn deflate<F: Float>(
         } else {
             let mut replaces = true;
             if waiting {
-                let length = (weight * weight + next_weight * next_weight).sqrt();
-                let cosine = next_weight / length;
-                let sine = zero - weight / length;
+                let squares = weight * weight + next_weight * next_weight;
                 let apart = next - value;
                 let close = select(
                     comptime!(squared),
                     apart <= tolerance,
-                    (apart * cosine * sine).abs() <= tolerance,
+                    (apart * weight * next_weight).abs() <= tolerance * squares,
                 );
-                if close && pivot {
-                    // A value that is 0 but for rounding gives its weight to the null one.
-                    note::<F>(numbers, indices, merge, turns, zero - sine, zero - cosine, next_row, row);
-                    turns += 1;
-                    weight = length;
+                if close {
+                    let length = squares.sqrt();
+                    let cosine = next_weight / length;
+                    let sine = zero - weight / length;
                     end -= 1;
-                    put::<F>(numbers, indices, merge, end, next, zero, next_row);
-                    replaces = false;
-                } else if close {
-                    note::<F>(numbers, indices, merge, turns, cosine, sine, row, next_row);
+                    if pivot {
+                        // A value that is 0 but for rounding gives its weight to the null one.
+                        note::<F>(numbers, indices, merge, turns, zero - sine, zero - cosine, next_row, row);
+                        weight = length;
+                        put::<F>(numbers, indices, merge, end, next, zero, next_row);
+                        replaces = false;
+                    } else {
+                        note::<F>(numbers, indices, merge, turns, cosine, sine, row, next_row);
+                        let low = value * cosine * cosine + next * sine * sine;
+                        next = value * sine * sine + next * cosine * cosine;
+                        next_weight = length;
+                        put::<F>(numbers, indices, merge, end, low, zero, row);
+                    }
                     turns += 1;
-                    let low = value * cosine * cosine + next * sine * sine;
-                    next = value * sine * sine + next * cosine * cosine;
-                    next_weight = length;
-                    end -= 1;
-                    put::<F>(numbers, indices, merge, end, low, zero, row);
                 } else {
                     put::<F>(numbers, indices, merge, kept, value, weight, row);
                     kept += 1;

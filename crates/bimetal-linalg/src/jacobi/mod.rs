@@ -6,7 +6,6 @@
 //! (Demmel and Veselić, 1992), as with LAPACK's `gesvj`.
 
 pub(crate) mod cpu;
-pub(crate) mod gpu;
 
 /// Cosines below this many epsilons, plus half of the root of the rows, are rounding errors of a scalar product.
 pub(crate) const COSINE: f64 = 2.0;
