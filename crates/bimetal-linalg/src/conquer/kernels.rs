@@ -1,18 +1,14 @@
-//! The kernels of divide and conquer: a cube that takes a block of the matrix through all its merges in shared memory, and the
-//! steps of larger merges, each over the whole batch.
+//! The steps of merges that are too large for one cube, each over the whole batch.
 
 // The `#[cube]` macro adds a public module without documentation beside each function.
 #![allow(missing_docs)]
 
-use super::steps::{
-    INDICES, Merge, NONE, NULLS, NUMBERS, PIVOTS, Side, VALUES, WEIGHTS, arrange, deflate, exact_weight, find_null,
-    parts, root, turn,
-};
+use super::deflate::deflate;
+use super::secular::{exact_weight, root};
+use super::steps::{Merge, NONE, NULLS, PIVOTS, Side, VALUES, WEIGHTS, arrange, find_null, parts, turn};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// Elements after a row of a matrix in shared memory, so that rows begin in different banks.
-pub const PAD: usize = 8;
 /// Rows and columns of the result that a cube computes, units along each side of it, and the length of the sums between
 /// barriers.
 pub const TILE: usize = 64;
@@ -22,7 +18,7 @@ pub const DEPTH: usize = 16;
 /// The merge that row `row` of a matrix of `n` rows belongs to when blocks of `span` rows meet; the tables' places of the
 /// matrix begin at `table`.
 #[cube]
-fn merge_of(row: usize, n: usize, span: usize, table: usize, size: usize) -> Merge {
+pub fn merge_of(row: usize, n: usize, span: usize, table: usize, size: usize) -> Merge {
     // Spans are powers of two.
     let first = row - (row & (2 * span - 1));
     Merge { first: table + first, left: min(span, n - first), len: min(2 * span, n - first), size }
@@ -31,7 +27,14 @@ fn merge_of(row: usize, n: usize, span: usize, table: usize, size: usize) -> Mer
 /// What row `local` of the merge, whose part of `vectors` begins at `row_start`, has beside the boundary of the halves, times
 /// its share of what couples them.
 #[cube]
-fn weight<F: Float>(vectors: &[F], row_start: usize, local: usize, merge: &Merge, first: usize, shares: (F, F)) -> F {
+pub fn weight<F: Float>(
+    vectors: &[F],
+    row_start: usize,
+    local: usize,
+    merge: &Merge,
+    first: usize,
+    shares: (F, F),
+) -> F {
     let right = local >= merge.left;
     let column = first + select(right, merge.left, merge.left - 1);
     let share = select(right, shares.1, shares.0);
@@ -40,7 +43,7 @@ fn weight<F: Float>(vectors: &[F], row_start: usize, local: usize, merge: &Merge
 
 /// What couples the halves of a merge: ρ, and the factors of the left and the right half's weights.
 #[cube]
-fn coupling<F: Float>(diagonal: &[F], off: &[F], merge: &Merge, #[comptime] side: Side) -> (F, F, F) {
+pub fn coupling<F: Float>(diagonal: &[F], off: &[F], merge: &Merge, #[comptime] side: Side) -> (F, F, F) {
     let middle = merge.first + merge.left - 1;
     let value = select(merge.left < merge.len, off[middle], F::new(0.0));
     if comptime!(side.squared()) {
@@ -48,264 +51,6 @@ fn coupling<F: Float>(diagonal: &[F], off: &[F], merge: &Merge, #[comptime] side
     } else {
         let share = F::new(0.5).sqrt();
         (value.abs() + value.abs(), share, select(value < F::new(0.0), F::new(0.0) - share, share))
-    }
-}
-
-/// Values, ascending, and vectors, as rows, of the diagonal blocks of `most` rows of tridiagonal matrices from which the
-/// couplings of all rows were taken, or of bidiagonal ones; a cube for each block.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn base<F: Float>(
-    diagonal: &[F],
-    off: &[F],
-    values: &mut [F],
-    vectors: &mut [F],
-    lefts: &mut [F],
-    nulls: &mut [u32],
-    count: usize,
-    n: usize,
-    #[comptime] most: usize,
-    #[comptime] lanes: u32,
-    #[comptime] side: Side,
-    #[comptime] double: bool,
-    #[define(F)] _elem: ElemType,
-) {
-    let squared = comptime!(side.squared());
-    let ld = comptime!(most + PAD);
-    let area = comptime!(most * (most + PAD));
-    let mut numbers = Shared::<[F]>::new_slice(comptime!(NUMBERS * most));
-    let mut indices = Shared::<[u32]>::new_slice(comptime!(INDICES * most));
-    let mut main = Shared::<[F]>::new_slice(most);
-    let mut coupled = Shared::<[F]>::new_slice(most);
-    let mut mix = Shared::<[F]>::new_slice(area);
-    let mut q = Shared::<[F]>::new_slice(comptime!(2 * most * (most + PAD)));
-    let mut p = Shared::<[F]>::new_slice(comptime!(if side.squared() { 2 * most * (most + PAD) } else { 1 }));
-    let blocks = n.div_ceil(most);
-    let block = min(CUBE_POS, count * blocks - 1);
-    let inside = CUBE_POS < count * blocks;
-    let from = block / blocks * n + block % blocks * most;
-    let begin = block % blocks * most;
-    let len = min(most, n - begin);
-    let zero = F::new(0.0);
-    let one = F::new(1.0);
-    let unit = UNIT_POS as usize;
-    let units = CUBE_DIM as usize;
-    let mut e = unit;
-    while e < area {
-        mix[e] = zero;
-        q[e] = select(e / ld == e % ld, one, zero);
-        q[area + e] = zero;
-        if squared {
-            p[e] = zero;
-            p[area + e] = zero;
-        }
-        e += units;
-    }
-    sync_cube();
-    e = unit;
-    while e < len {
-        let before = select(begin + e > 0, off[max(from + e, 1usize) - 1], zero);
-        let after = select(begin + e + 1 < n, off[from + e], zero);
-        let own = diagonal[from + e];
-        main[e] = own;
-        coupled[e] = after;
-        if squared {
-            let square = begin + e + 1 == n;
-            numbers[comptime!(VALUES * most) + e] = select(square, own.abs(), zero);
-            indices[comptime!(NULLS * most) + e] = select(square, comptime!(NONE), 0u32);
-            p[e * ld + e] = select(square, select(own < zero, zero - one, one), zero);
-        } else {
-            numbers[comptime!(VALUES * most) + e] = own - before.abs() - after.abs();
-        }
-        e += units;
-    }
-    sync_cube();
-    let mut source = 0usize;
-    let mut span = 1usize;
-    while span < len {
-        let target = area - source;
-        e = unit;
-        while e < len {
-            let merge = merge_of(e, len, span, 0usize, most);
-            let (_, low, high) = coupling::<F>(&main, &coupled, &merge, side);
-            numbers[comptime!(WEIGHTS * most) + e] =
-                weight::<F>(&q, source + e * ld, e - merge.first, &merge, merge.first, (low, high));
-            if squared {
-                let null = indices[comptime!(NULLS * most) + merge.first] as usize;
-                if merge.left < merge.len && e == merge.first + null {
-                    p[source + e * ld + merge.first + merge.left - 1] = one;
-                }
-            }
-            e += units;
-        }
-        sync_cube();
-        e = unit;
-        while e < len {
-            let merge = merge_of(e, len, span, 0usize, most);
-            arrange::<F>(&mut numbers, &mut indices, &merge, e - merge.first, squared);
-            e += units;
-        }
-        sync_cube();
-        e = unit * 2 * span;
-        while e < len {
-            let merge = merge_of(e, len, span, 0usize, most);
-            let (rho, _, _) = coupling::<F>(&main, &coupled, &merge, side);
-            deflate::<F>(&mut numbers, &mut indices, &merge, rho, squared, double);
-            e += units * 2 * span;
-        }
-        sync_cube();
-        solve_block::<F>(&mut numbers, &mut indices, len, span, most, lanes, squared, double);
-        mix_block::<F>(&mut numbers, &mut indices, &mut mix, len, span, most, lanes, comptime!(side));
-        combine_block::<F>(&mix, &mut q, source, target, len, span, ld);
-        sync_cube();
-        if squared {
-            mix_block::<F>(&mut numbers, &mut indices, &mut mix, len, span, most, lanes, comptime!(Side::Left));
-            combine_block::<F>(&mix, &mut p, source, target, len, span, ld);
-            e = unit * 2 * span;
-            while e < len {
-                let null = indices[comptime!(PIVOTS * most) + min(e + 1, len - 1)];
-                let old = indices[comptime!(NULLS * most) + e];
-                indices[comptime!(NULLS * most) + e] = select(old == comptime!(NONE), old, null);
-                e += units * 2 * span;
-            }
-            sync_cube();
-        }
-        source = target;
-        span *= 2;
-    }
-    if inside {
-        e = unit;
-        while e < len * len {
-            let (row, column) = (e / len, e % len);
-            vectors[(from + row) * n + begin + column] = q[source + row * ld + column];
-            if squared {
-                lefts[(from + row) * n + begin + column] = p[source + row * ld + column];
-            }
-            e += units;
-        }
-        e = unit;
-        while e < len {
-            values[from + e] = numbers[comptime!(VALUES * most) + e];
-            e += units;
-        }
-        if squared && unit == 0 && len < n {
-            nulls[comptime!(NULLS) * count * n + from] = indices[comptime!(NULLS * most)];
-        }
-    }
-}
-
-/// The roots of all merges of a block, and the weights for which they are exact.
-#[cube]
-fn solve_block<F: Float>(
-    numbers: &mut [F],
-    indices: &mut [u32],
-    len: usize,
-    span: usize,
-    #[comptime] most: usize,
-    #[comptime] lanes: u32,
-    #[comptime] squared: bool,
-    #[comptime] double: bool,
-) {
-    let lane = UNIT_POS % lanes;
-    let group = UNIT_POS as usize / comptime!(lanes as usize);
-    let groups = CUBE_DIM as usize / comptime!(lanes as usize);
-    for round in 0..len.div_ceil(groups) {
-        let e = group + round * groups;
-        let row = min(e, len - 1);
-        let merge = merge_of(row, len, span, 0usize, most);
-        root::<F>(numbers, indices, &merge, row - merge.first, e < len, lane, lanes, squared, double);
-    }
-    sync_cube();
-    for round in 0..len.div_ceil(groups) {
-        let e = group + round * groups;
-        let row = min(e, len - 1);
-        let merge = merge_of(row, len, span, 0usize, most);
-        exact_weight::<F>(numbers, indices, &merge, row - merge.first, e < len, lane, lanes, squared);
-    }
-    sync_cube();
-}
-
-/// The parts that the old vectors of a block have in the new ones.
-#[cube]
-fn mix_block<F: Float>(
-    numbers: &mut [F],
-    indices: &mut [u32],
-    mix: &mut [F],
-    len: usize,
-    span: usize,
-    #[comptime] most: usize,
-    #[comptime] lanes: u32,
-    #[comptime] side: Side,
-) {
-    let ld = comptime!(most + PAD);
-    let lane = UNIT_POS % lanes;
-    let group = UNIT_POS as usize / comptime!(lanes as usize);
-    let groups = CUBE_DIM as usize / comptime!(lanes as usize);
-    for round in 0..len.div_ceil(groups) {
-        let e = group + round * groups;
-        let row = min(e, len - 1);
-        let merge = merge_of(row, len, span, 0usize, most);
-        let start = merge.first * (ld + 1);
-        let at = row - merge.first;
-        let rank = parts::<F>(numbers, indices, mix, &merge, start, ld, at, e < len, lane, lanes, side);
-        if comptime!(side == Side::Right) {
-            if e < len && lane == 0 {
-                find_null(indices, &merge, at, rank);
-            }
-        }
-    }
-    sync_cube();
-    let mut e = UNIT_POS as usize;
-    while e < len {
-        let merge = merge_of(e, len, span, 0usize, most);
-        turn::<F>(numbers, indices, mix, &merge, merge.first * (ld + 1), ld, e - merge.first, side);
-        e += CUBE_DIM as usize;
-    }
-    sync_cube();
-}
-
-/// `q[target] = mixᵀ·q[source]`, where the rows of `mix` are those of blocks of `2·span` rows, and those of `q[source]` of blocks of
-/// `span` rows; elsewhere both are zero.
-#[cube]
-fn combine_block<F: Float>(mix: &[F], q: &mut [F], source: usize, target: usize, len: usize, span: usize, ld: usize) {
-    let side = len.div_ceil(4usize);
-    let mut tile = UNIT_POS as usize;
-    let wide = 2 * span;
-    while tile < side * side {
-        let row = tile / side * 4;
-        let column = tile % side * 4;
-        // The blocks that the tile's rows and columns reach.
-        let (end, last) = (row + 3, column + 3);
-        let meet = row - (row & (wide - 1)) < last - (last & (wide - 1)) + wide
-            && column - (column & (wide - 1)) < end - (end & (wide - 1)) + wide;
-        if meet {
-            let mut sums = Array::<F>::new(16usize);
-            #[unroll]
-            for s in 0..16usize {
-                sums[s] = F::new(0.0);
-            }
-            let from = column - (column & (span - 1));
-            let to = min(last - (last & (span - 1)) + span, len);
-            for j in from..to {
-                let left = j * ld + row;
-                let right = source + j * ld + column;
-                #[unroll]
-                for i in 0..4usize {
-                    let factor = mix[left + i];
-                    #[unroll]
-                    for k in 0..4usize {
-                        sums[i * 4 + k] += factor * q[right + k];
-                    }
-                }
-            }
-            #[unroll]
-            for i in 0..4usize {
-                #[unroll]
-                for k in 0..4usize {
-                    q[target + (row + i) * ld + column + k] = sums[i * 4 + k];
-                }
-            }
-        }
-        tile += CUBE_DIM as usize;
     }
 }
 

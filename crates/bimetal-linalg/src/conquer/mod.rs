@@ -1,16 +1,20 @@
 //! Divide and conquer on a GPU: eigenvalues and eigenvectors of tridiagonal matrices, in merges of halves whose vectors meet
 //! in one matrix product. The work before the products is a few launches for each doubling, none of which waits for the host.
 
+mod base;
+mod deflate;
 mod kernels;
 mod results;
+mod secular;
 mod steps;
 
+use base::PAD;
 use bimetal_core::gpu::counted;
 use bimetal_core::gpu::kernel::address_type;
 use bimetal_core::{DType, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use kernels::{PAD, SIDE, TILE};
+use kernels::{SIDE, TILE};
 pub(crate) use results::{Kept, lengthen, store_values, store_vectors};
 use steps::{INDICES, NUMBERS, Side};
 
@@ -104,27 +108,25 @@ impl Bands<'_> {
         unsafe { BufferArg::from_raw_parts(handle.clone(), len) }
     }
 
+    fn tensor(&self, extents: &[usize]) -> Result<Tensor> {
+        Tensor::empty_on(Spec::new(Shape::new(extents)?, self.dtype), self.gpu.device())
+    }
+
     fn decompose(self, side: Side) -> Result<Found> {
         let Self { gpu, dtype, batch, n, diagonal, off } = self;
         let plan = Plan::new(gpu, dtype, n, side.squared());
-        let (rows, elements) = (batch * n, batch * n * n);
-        let (elem, double) = (gpu.elem(dtype)?, dtype == DType::F64);
-        let address = address_type(elements.max(NUMBERS * rows));
-        let make = |extents: &[usize]| Tensor::empty_on(Spec::new(Shape::new(extents)?, dtype), gpu.device());
-        let matrix = || make(&[batch, n, n]);
-        let (values, mut vectors) = (make(&[batch, n])?, matrix()?);
+        let rows = batch * n;
+        let matrix = || self.tensor(&[batch, n, n]);
+        let (values, mut vectors) = (self.tensor(&[batch, n])?, matrix()?);
         let mut lefts = if side.squared() { Some(matrix()?) } else { None };
         let lanes = PARAMS.lanes.min(gpu.plane.0 as usize);
         let blocks = n.div_ceil(plan.most);
-        let indices = gpu.alloc(if blocks > 1 { INDICES * rows * 4 } else { 4 });
-        let index = || self.arg(&indices, if blocks > 1 { INDICES * rows } else { 1 });
-        let left = |lefts: &Option<Tensor>| match lefts {
-            Some(lefts) => lefts.gpu_arg(),
-            None => Ok(self.arg(&gpu.alloc(8), 1)),
-        };
-        // SAFETY: the buffers have the lengths given, and kernels stay within `batch` matrices of order `n`.
+        let most = if blocks > 1 { INDICES * rows } else { 1 };
+        let indices = gpu.alloc(most * 4);
+        let address = address_type((batch * n * n).max(NUMBERS * rows));
+        // SAFETY: the buffers have the lengths given, and the kernel stays within `batch` matrices of order `n`.
         unsafe {
-            kernels::base::launch_unchecked(
+            base::base::launch_unchecked(
                 gpu.client(),
                 gpu.cubes(batch * blocks),
                 CubeDim::new_1d((PARAMS.lanes * plan.most) as u32),
@@ -133,125 +135,184 @@ impl Bands<'_> {
                 self.arg(off, rows),
                 values.gpu_arg()?,
                 vectors.gpu_arg()?,
-                left(&lefts)?,
-                index(),
+                self.left(lefts.as_ref())?,
+                self.arg(&indices, most),
                 batch,
                 n,
                 plan.most,
                 lanes as u32,
                 side,
-                double,
-                elem,
+                dtype == DType::F64,
+                gpu.elem(dtype)?,
             );
         }
         if blocks == 1 {
             return Ok(Found { values, vectors, lefts });
         }
-        let (mut spare, mix) = (matrix()?, matrix()?);
-        let numbers = gpu.alloc(NUMBERS * rows * plan.size);
-        let number = || self.arg(&numbers, NUMBERS * rows);
-        let (lanes, squared) = (gpu.plane.0.min(32), side.squared());
-        let cubes = || gpu.cubes(rows.div_ceil(PARAMS.units / lanes as usize));
-        let units = CubeDim::new_1d(PARAMS.units as u32);
-        let joining = CubeDim::new_1d(PARAMS.joining.min(gpu.max_units as usize) as u32);
+        let mut merges = Merges {
+            bands: self,
+            side,
+            lanes: gpu.plane.0.min(32),
+            address,
+            values,
+            spare: matrix()?,
+            mix: matrix()?,
+            numbers: gpu.alloc(NUMBERS * rows * plan.size),
+            indices,
+        };
         let mut span = plan.most;
         while span < n {
-            let merges = n.div_ceil(2 * span);
-            // SAFETY: as above.
-            unsafe {
-                kernels::join::launch_unchecked(
-                    gpu.client(),
-                    gpu.cubes(batch * merges),
-                    joining,
-                    address,
-                    self.arg(diagonal, rows),
-                    self.arg(off, rows),
-                    values.gpu_arg()?,
-                    vectors.gpu_arg()?,
-                    left(&lefts)?,
-                    number(),
-                    index(),
-                    batch,
-                    n,
-                    span,
-                    side,
-                    double,
-                    elem,
-                );
-                kernels::roots::launch_unchecked(
-                    gpu.client(),
-                    cubes(),
-                    units,
-                    address,
-                    number(),
-                    index(),
-                    batch,
-                    n,
-                    span,
-                    lanes,
-                    squared,
-                    double,
-                    elem,
-                );
-                kernels::weights::launch_unchecked(
-                    gpu.client(),
-                    cubes(),
-                    units,
-                    address,
-                    number(),
-                    index(),
-                    batch,
-                    n,
-                    span,
-                    lanes,
-                    squared,
-                    elem,
-                );
-            }
-            let mut combine = |vectors: &mut Tensor, side: Side| -> Result<()> {
-                let tiles = (2 * span).div_ceil(TILE);
-                // SAFETY: as above.
-                unsafe {
-                    kernels::mixtures::launch_unchecked(
-                        gpu.client(),
-                        cubes(),
-                        units,
-                        address,
-                        number(),
-                        index(),
-                        mix.gpu_arg()?,
-                        values.gpu_arg()?,
-                        batch,
-                        n,
-                        span,
-                        lanes,
-                        side,
-                        elem,
-                    );
-                    kernels::combine::launch_unchecked(
-                        gpu.client(),
-                        gpu.cubes(batch * merges * tiles * tiles),
-                        CubeDim::new_1d((SIDE * SIDE) as u32),
-                        address,
-                        mix.gpu_arg()?,
-                        vectors.gpu_arg()?,
-                        spare.gpu_arg()?,
-                        batch,
-                        n,
-                        span,
-                        elem,
-                    );
-                }
-                std::mem::swap(vectors, &mut spare);
-                Ok(())
-            };
-            combine(&mut vectors, side)?;
+            merges.roots(span, &vectors, lefts.as_ref())?;
+            merges.combine(span, &mut vectors, side)?;
             if let Some(lefts) = &mut lefts {
-                combine(lefts, Side::Left)?;
+                merges.combine(span, lefts, Side::Left)?;
             }
             span *= 2;
         }
-        Ok(Found { values, vectors, lefts })
+        Ok(Found { values: merges.values, vectors, lefts })
+    }
+
+    /// Left vectors as an argument, where there are any.
+    fn left(&self, lefts: Option<&Tensor>) -> Result<BufferArg> {
+        match lefts {
+            Some(lefts) => lefts.gpu_arg(),
+            None => Ok(self.arg(&self.gpu.alloc(8), 1)),
+        }
+    }
+}
+
+/// The merges that are too large for one cube.
+struct Merges<'a> {
+    bands: Bands<'a>,
+    side: Side,
+    /// Units for each row.
+    lanes: u32,
+    address: AddressType,
+    values: Tensor,
+    /// Where vectors go, which then become what is spare.
+    spare: Tensor,
+    mix: Tensor,
+    numbers: Handle,
+    indices: Handle,
+}
+
+impl Merges<'_> {
+    fn numbers(&self) -> BufferArg {
+        self.bands.arg(&self.numbers, NUMBERS * self.bands.batch * self.bands.n)
+    }
+
+    fn indices(&self) -> BufferArg {
+        self.bands.arg(&self.indices, INDICES * self.bands.batch * self.bands.n)
+    }
+
+    /// Cubes of [`PARAMS`]' units that have so many for each row.
+    fn per_row(&self) -> (CubeCount, CubeDim) {
+        let rows = self.bands.batch * self.bands.n;
+        let cubes = self.bands.gpu.cubes(rows.div_ceil(PARAMS.units / self.lanes as usize));
+        (cubes, CubeDim::new_1d(PARAMS.units as u32))
+    }
+
+    /// What the halves of `span` rows become: order, deflation, roots and the weights for which they are exact.
+    fn roots(&self, span: usize, vectors: &Tensor, lefts: Option<&Tensor>) -> Result<()> {
+        let Bands { gpu, dtype, batch, n, diagonal, off } = self.bands;
+        let (rows, squared, double, elem) = (batch * n, self.side.squared(), dtype == DType::F64, gpu.elem(dtype)?);
+        let joining = CubeDim::new_1d(PARAMS.joining.min(gpu.max_units as usize) as u32);
+        // SAFETY: the buffers have these lengths, and the kernels stay within `batch` matrices of order `n`.
+        unsafe {
+            kernels::join::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(batch * n.div_ceil(2 * span)),
+                joining,
+                self.address,
+                self.bands.arg(diagonal, rows),
+                self.bands.arg(off, rows),
+                self.values.gpu_arg()?,
+                vectors.gpu_arg()?,
+                self.bands.left(lefts)?,
+                self.numbers(),
+                self.indices(),
+                batch,
+                n,
+                span,
+                self.side,
+                double,
+                elem,
+            );
+            let (cubes, units) = self.per_row();
+            kernels::roots::launch_unchecked(
+                gpu.client(),
+                cubes,
+                units,
+                self.address,
+                self.numbers(),
+                self.indices(),
+                batch,
+                n,
+                span,
+                self.lanes,
+                squared,
+                double,
+                elem,
+            );
+            let (cubes, units) = self.per_row();
+            kernels::weights::launch_unchecked(
+                gpu.client(),
+                cubes,
+                units,
+                self.address,
+                self.numbers(),
+                self.indices(),
+                batch,
+                n,
+                span,
+                self.lanes,
+                squared,
+                elem,
+            );
+        }
+        Ok(())
+    }
+
+    /// The vectors of merges of `span` rows.
+    fn combine(&mut self, span: usize, vectors: &mut Tensor, side: Side) -> Result<()> {
+        let Bands { gpu, dtype, batch, n, .. } = self.bands;
+        let elem = gpu.elem(dtype)?;
+        let (cubes, units) = self.per_row();
+        let tiles = (2 * span).div_ceil(TILE);
+        // SAFETY: as for the roots.
+        unsafe {
+            kernels::mixtures::launch_unchecked(
+                gpu.client(),
+                cubes,
+                units,
+                self.address,
+                self.numbers(),
+                self.indices(),
+                self.mix.gpu_arg()?,
+                self.values.gpu_arg()?,
+                batch,
+                n,
+                span,
+                self.lanes,
+                side,
+                elem,
+            );
+            kernels::combine::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(batch * n.div_ceil(2 * span) * tiles * tiles),
+                CubeDim::new_1d((SIDE * SIDE) as u32),
+                self.address,
+                self.mix.gpu_arg()?,
+                vectors.gpu_arg()?,
+                self.spare.gpu_arg()?,
+                batch,
+                n,
+                span,
+                elem,
+            );
+        }
+        std::mem::swap(vectors, &mut self.spare);
+        Ok(())
     }
 }
 

@@ -73,18 +73,9 @@ pub fn epsilon<F: Float>(#[comptime] double: bool) -> F {
     if comptime!(double) { F::new(1.1102230246251565e-16) } else { F::new(5.9604644775390625e-8) }
 }
 
-/// The power of two that takes `largest` to between ½ and 1, as far as it and its inverse are normal numbers of f32; 1 for zero.
-#[cube]
-fn scale_of<F: Float>(largest: F) -> F {
-    let bits = u32::reinterpret(f32::cast_from(largest)) >> 23u32;
-    let bits = min(max(bits, 26u32), 226u32);
-    let scale = F::cast_from(f32::reinterpret((252u32 - bits) << 23u32));
-    select(largest > F::new(0.0), scale, F::new(1.0))
-}
-
 /// The sum over `lanes` neighbouring units.
 #[cube]
-fn team_sum<F: Float>(value: F, #[comptime] lanes: u32) -> F {
+pub fn team_sum<F: Float>(value: F, #[comptime] lanes: u32) -> F {
     let mut sum = value;
     #[unroll]
     for step in 0..comptime!(lanes.trailing_zeros()) {
@@ -95,7 +86,7 @@ fn team_sum<F: Float>(value: F, #[comptime] lanes: u32) -> F {
 
 /// The product over `lanes` neighbouring units.
 #[cube]
-fn team_product<F: Float>(value: F, #[comptime] lanes: u32) -> F {
+pub fn team_product<F: Float>(value: F, #[comptime] lanes: u32) -> F {
     let mut product = value;
     #[unroll]
     for step in 0..comptime!(lanes.trailing_zeros()) {
@@ -134,374 +125,22 @@ pub fn arrange<F: Float>(numbers: &mut [F], indices: &mut [u32], merge: &Merge, 
     indices[comptime!(NEAREST) * merge.size + place] = at as u32;
 }
 
-/// Notes a rotation that leaves the weight of two rows with the second.
-#[cube]
-fn note<F: Float>(
-    numbers: &mut [F],
-    indices: &mut [u32],
-    merge: &Merge,
-    turns: usize,
-    cosine: F,
-    sine: F,
-    first: u32,
-    second: u32,
-) {
-    let turn = merge.first + turns;
-    numbers[comptime!(COSINES) * merge.size + turn] = cosine;
-    numbers[comptime!(SINES) * merge.size + turn] = sine;
-    indices[comptime!(FIRSTS) * merge.size + turn] = first;
-    indices[comptime!(SECONDS) * merge.size + turn] = second;
-}
-
-/// Puts a pole at a place of the merge.
-#[cube]
-fn put<F: Float>(numbers: &mut [F], indices: &mut [u32], merge: &Merge, place: usize, value: F, weight: F, row: u32) {
-    numbers[comptime!(POLES) * merge.size + merge.first + place] = value;
-    numbers[comptime!(KEPT) * merge.size + merge.first + place] = weight;
-    indices[comptime!(ROWS) * merge.size + merge.first + place] = row;
-}
-
-/// Takes out the values that the other half does not move: those with a negligible weight, and one of two that are so
-/// close that a rotation of their vectors leaves the weight with one. One unit does it; values are in order. `rho` is that of
-/// weights of length 1 for eigenvalues; for singular values, weights have any length and it is not read.
-#[cube]
-pub fn deflate<F: Float>(
-    numbers: &mut [F],
-    indices: &mut [u32],
-    merge: &Merge,
-    rho: F,
-    #[comptime] squared: bool,
-    #[comptime] double: bool,
-) {
-    let (first, len, size) = (merge.first, merge.len, merge.size);
-    let zero = F::new(0.0);
-    let values = comptime!(SHIFTS) * size + first;
-    let weights = comptime!(EXACT) * size + first;
-    let rows = comptime!(NEAREST) * size + first;
-    let whole = merge.left < merge.len;
-    // The length of the weights, which singular values need; the first value of a merge is 0 then.
-    let mut length = F::new(1.0);
-    let mut bring = F::new(1.0);
-    let mut unit = F::new(1.0);
-    let mut extreme = max(numbers[values].abs(), numbers[values + len - 1].abs());
-    if comptime!(squared) {
-        let mut largest = zero;
-        for j in 0..len {
-            largest = max(largest, numbers[weights + j].abs());
-        }
-        bring = scale_of::<F>(largest);
-        let mut squares = zero;
-        for j in 0..len {
-            let weight = numbers[weights + j] * bring;
-            squares += weight * weight;
-        }
-        let root = squares.sqrt();
-        length = root / bring;
-        unit = F::new(1.0) / select(root > zero, root, F::new(1.0));
-        extreme = max(extreme, length);
-        indices[comptime!(PIVOTS) * size + first] = indices[comptime!(NULLS) * size + first];
-        // What becomes of the null value of the right half is seen when ranks are known.
-        let right = indices[comptime!(NULLS) * size + first + select(whole, merge.left, 0usize)];
-        indices[comptime!(NULLS) * size + first] =
-            select(right == comptime!(NONE), right, right + select(whole, merge.left as u32, 0u32));
-    }
-    let extreme = select(comptime!(squared), extreme, max(extreme, rho));
-    let scale = scale_of::<F>(extreme);
-    // A part of the matrix that no scale brings to 1 is nothing beside the rest, and its squares would underflow.
-    let tolerance = select(extreme * scale < F::new(0.25), F::new(1.0), F::new(8.0) * epsilon::<F>(double));
-    let reach = select(comptime!(squared), length * scale, rho * scale);
-    let rho = select(comptime!(squared), reach * reach, reach);
-    let mut kept = 0usize;
-    let mut turns = 0usize;
-    let mut end = len;
-    let mut waiting = false;
-    let mut pivot = false;
-    let mut value = zero;
-    let mut weight = zero;
-    let mut row = 0u32;
-    let mut start = 0usize;
-    if comptime!(squared) {
-        if whole {
-            // The null value of the left half stays, with a weight that is not 0.
-            weight = numbers[weights] * bring * unit;
-            let least = tolerance / select(reach > zero, reach, F::new(1.0));
-            weight = select(weight.abs() > least, weight, min(least, F::new(1.0)));
-            row = indices[rows];
-            waiting = true;
-            pivot = true;
-            start = 1usize;
-        }
-    }
-    for j in start..len {
-        let mut next = numbers[values + j] * scale;
-        let mut next_weight = numbers[weights + j] * bring * unit;
-        let next_row = indices[rows + j];
-        if reach * next_weight.abs() <= tolerance {
-            end -= 1;
-            put::<F>(numbers, indices, merge, end, next, zero, next_row);
-        } else {
-            let mut replaces = true;
-            if waiting {
-                let squares = weight * weight + next_weight * next_weight;
-                let apart = next - value;
-                let close = select(
-                    comptime!(squared),
-                    apart <= tolerance,
-                    (apart * weight * next_weight).abs() <= tolerance * squares,
-                );
-                if close {
-                    let length = squares.sqrt();
-                    let cosine = next_weight / length;
-                    let sine = zero - weight / length;
-                    end -= 1;
-                    if pivot {
-                        // A value that is 0 but for rounding gives its weight to the null one.
-                        note::<F>(numbers, indices, merge, turns, zero - sine, zero - cosine, next_row, row);
-                        weight = length;
-                        put::<F>(numbers, indices, merge, end, next, zero, next_row);
-                        replaces = false;
-                    } else {
-                        note::<F>(numbers, indices, merge, turns, cosine, sine, row, next_row);
-                        let low = value * cosine * cosine + next * sine * sine;
-                        next = value * sine * sine + next * cosine * cosine;
-                        next_weight = length;
-                        put::<F>(numbers, indices, merge, end, low, zero, row);
-                    }
-                    turns += 1;
-                } else {
-                    put::<F>(numbers, indices, merge, kept, value, weight, row);
-                    kept += 1;
-                }
-            }
-            if replaces {
-                waiting = true;
-                pivot = false;
-                value = next;
-                weight = next_weight;
-                row = next_row;
-            }
-        }
-    }
-    if waiting {
-        put::<F>(numbers, indices, merge, kept, value, weight, row);
-        kept += 1;
-    }
-    indices[comptime!(COUNTS) * size + first] = kept as u32;
-    indices[comptime!(TURNS) * size + first] = turns as u32;
-    numbers[comptime!(SCALES) * size + first] = scale;
-    numbers[comptime!(RHOS) * size + first] = rho;
-}
-
 /// A pole less what is at `shift` from `origin`, or the squares of both.
 #[cube]
-fn distance<F: Float>(pole: F, origin: F, shift: F, #[comptime] squared: bool) -> F {
+pub fn distance<F: Float>(pole: F, origin: F, shift: F, #[comptime] squared: bool) -> F {
     let difference = (pole - origin) - shift;
     if comptime!(squared) { difference * (pole + (origin + shift)) } else { difference }
 }
 
 /// The step from `at` that changes its square by `step`.
 #[cube]
-fn unsquared<F: Float>(at: F, step: F, #[comptime] squared: bool) -> F {
+pub fn unsquared<F: Float>(at: F, step: F, #[comptime] squared: bool) -> F {
     if comptime!(squared) {
         let root = max(at * at + step, F::new(0.0)).sqrt();
         let sum = at + root;
         step / select(sum > F::new(0.0), sum, F::new(1e-30))
     } else {
         step
-    }
-}
-
-/// The sums of the secular function over the poles up to `split` and past it, and their derivatives, at `shift` from the
-/// pole `origin`.
-#[cube]
-fn sums<F: Float>(
-    numbers: &mut [F],
-    merge: &Merge,
-    count: usize,
-    split: usize,
-    origin: F,
-    shift: F,
-    lane: u32,
-    #[comptime] lanes: u32,
-    #[comptime] squared: bool,
-) -> (F, F, F, F) {
-    let poles = comptime!(POLES) * merge.size + merge.first;
-    let weights = comptime!(KEPT) * merge.size + merge.first;
-    let mut below = F::new(0.0);
-    let mut below_slope = F::new(0.0);
-    let mut above = F::new(0.0);
-    let mut above_slope = F::new(0.0);
-    let mut j = lane as usize;
-    while j < count {
-        let weight = numbers[weights + j];
-        let ratio = weight / distance::<F>(numbers[poles + j], origin, shift, squared);
-        let term = weight * ratio;
-        let slope = ratio * ratio;
-        let lower = j <= split;
-        below += select(lower, term, F::new(0.0));
-        below_slope += select(lower, slope, F::new(0.0));
-        above += select(lower, F::new(0.0), term);
-        above_slope += select(lower, F::new(0.0), slope);
-        j += comptime!(lanes as usize);
-    }
-    let below = team_sum::<F>(below, lanes);
-    let below_slope = team_sum::<F>(below_slope, lanes);
-    let above = team_sum::<F>(above, lanes);
-    let above_slope = team_sum::<F>(above_slope, lanes);
-    (below, below_slope, above, above_slope)
-}
-
-/// A root of c·x² − a·x + b, which is chosen so that nothing cancels: the one that is `(a − √d) / 2c` or `(a + √d) / 2c`.
-#[cube]
-fn quadratic<F: Float>(a: F, b: F, c: F, plus: bool) -> F {
-    let zero = F::new(0.0);
-    let two = F::new(2.0);
-    let discriminant = (a * a - F::new(4.0) * b * c).abs().sqrt();
-    let signed = select(plus, discriminant, zero - discriminant);
-    // With the sign of `a` the numerator is a sum.
-    let direct = (a > zero && plus) || (a <= zero && !plus);
-    let sum = a + signed;
-    let difference = a - signed;
-    let numerator = select(direct, sum, two * b);
-    let denominator = select(direct, two * c, difference);
-    numerator / select(denominator == zero, F::new(1e-37), denominator)
-}
-
-/// The root of the secular function 1/ρ + Σ w² / (pole − x) past pole `index` of the merge, as its distance from the nearest
-/// pole; for singular values both are squared. All units call it; the `lanes` units of a root give the same `index`, and
-/// those without a root are not `active`.
-#[cube]
-pub fn root<F: Float>(
-    numbers: &mut [F],
-    indices: &mut [u32],
-    merge: &Merge,
-    index: usize,
-    active: bool,
-    lane: u32,
-    #[comptime] lanes: u32,
-    #[comptime] squared: bool,
-    #[comptime] double: bool,
-) {
-    let zero = F::new(0.0);
-    let half = F::new(0.5);
-    let eps = epsilon::<F>(double);
-    let poles = comptime!(POLES) * merge.size + merge.first;
-    let weights = comptime!(KEPT) * merge.size + merge.first;
-    let found = select(active, indices[comptime!(COUNTS) * merge.size + merge.first] as usize, 0usize);
-    let rho = numbers[comptime!(RHOS) * merge.size + merge.first];
-    let active = active && index < found;
-    let index = select(active, index, 0usize);
-    let last = index + 1 >= found;
-    // The two poles that the interpolation has: those around the root, or the last two.
-    let split = select(last, max(index, 1usize) - 1, index);
-    let other = min(split + 1, max(found, 1usize) - 1);
-    let low_pole = numbers[poles + split];
-    let high_pole = numbers[poles + other];
-    let low_weight = numbers[weights + split] * numbers[weights + split];
-    let high_weight = numbers[weights + other] * numbers[weights + other];
-    let apart = distance::<F>(high_pole, low_pole, zero, squared);
-    let gap = select(last, unsquared::<F>(high_pole, rho, squared), high_pole - low_pole);
-    let inverse = F::new(1.0) / select(rho > zero, rho, F::new(1.0));
-    // The middle tells which pole is nearer.
-    let start = select(last, high_pole, low_pole);
-    let (below, _, above, _) = sums::<F>(numbers, merge, found, split, start, gap * half, lane, lanes, squared);
-    let middle = inverse + below + above;
-    let from_low = !last && middle > zero;
-    let origin = select(from_low, low_pole, high_pole);
-    let rest = middle
-        - low_weight / distance::<F>(low_pole, start, gap * half, squared)
-        - high_weight / distance::<F>(high_pole, start, gap * half, squared);
-    let up = select(last, middle <= zero, from_low);
-    let mut low = select(last, select(up, gap * half, zero), select(from_low, zero, zero - gap * half));
-    let mut high = select(last, select(up, gap * F::new(1.00001), gap * half), select(from_low, gap * half, zero));
-    let a = select(from_low, rest * apart, zero - rest * apart) + low_weight + high_weight;
-    let b = select(from_low, low_weight * apart, zero - high_weight * apart);
-    let guess = unsquared::<F>(origin, quadratic::<F>(a, b, rest, last), squared);
-    let mut shift = select(guess > low && guess < high, guess, low + (high - low) * half);
-    let single = found == 1;
-    shift = select(single, unsquared::<F>(low_pole, rho * low_weight, squared), shift);
-    let mut done = !active || single;
-    let mut both = last;
-    let mut before = F::new(1e30);
-    let mut rounds = 0u32;
-    while rounds < 60u32 && plane_any(!done) {
-        let (below, below_slope, above, above_slope) =
-            sums::<F>(numbers, merge, found, split, origin, shift, lane, lanes, squared);
-        let value = inverse + below + above;
-        let slope = below_slope + above_slope;
-        let moved = zero - distance::<F>(origin, origin, shift, squared);
-        let size = F::new(8.0) * (above.abs() + below.abs()) + inverse + moved.abs() * slope;
-        let small = value.abs() <= eps * size;
-        low = select(value < zero, max(low, shift), low);
-        high = select(value < zero, high, min(high, shift));
-        let low_delta = distance::<F>(low_pole, origin, shift, squared);
-        let high_delta = distance::<F>(high_pole, origin, shift, squared);
-        let slow = value.abs() > before * F::new(0.1);
-        both = last || (both && !slow) || (!both && slow);
-        before = value.abs();
-        let low_ratio = low_weight / (low_delta * low_delta);
-        let high_ratio = high_weight / (high_delta * high_delta);
-        let c = select(
-            both,
-            value - low_delta * below_slope - high_delta * above_slope,
-            select(
-                from_low,
-                value - high_delta * slope + apart * low_ratio,
-                value - low_delta * slope - apart * high_ratio,
-            ),
-        );
-        let a = (low_delta + high_delta) * value - low_delta * high_delta * slope;
-        let b = low_delta * high_delta * value;
-        let step = quadratic::<F>(a, b, select(last, c.abs(), c), last);
-        let newton = zero - value / slope;
-        let step = select(value * step < zero, step, newton);
-        let tried = shift + unsquared::<F>(origin + shift, step, squared);
-        let next = select(tried > low && tried < high, tried, low + (high - low) * half);
-        let narrow = high - low <= eps * max(low.abs(), high.abs());
-        let stays = done || small;
-        done = stays || narrow || next == shift;
-        shift = select(stays, shift, next);
-        rounds += 1;
-    }
-    if active && lane == 0 {
-        numbers[comptime!(SHIFTS) * merge.size + merge.first + index] = shift;
-        indices[comptime!(NEAREST) * merge.size + merge.first + index] = select(from_low || last, index, other) as u32;
-    }
-}
-
-/// The weight with which the roots that were found are exact, for pole `index`.
-#[cube]
-pub fn exact_weight<F: Float>(
-    numbers: &mut [F],
-    indices: &mut [u32],
-    merge: &Merge,
-    index: usize,
-    active: bool,
-    lane: u32,
-    #[comptime] lanes: u32,
-    #[comptime] squared: bool,
-) {
-    let poles = comptime!(POLES) * merge.size + merge.first;
-    let shifts = comptime!(SHIFTS) * merge.size + merge.first;
-    let nearest = comptime!(NEAREST) * merge.size + merge.first;
-    let found = indices[comptime!(COUNTS) * merge.size + merge.first] as usize;
-    let active = active && index < found;
-    let pole = numbers[poles + select(active, index, 0usize)];
-    let mut product = F::new(1.0);
-    let mut i = select(active, lane as usize, found);
-    while i < found {
-        let origin = numbers[poles + indices[nearest + i] as usize];
-        let reach = distance::<F>(pole, origin, numbers[shifts + i], squared);
-        let apart = distance::<F>(pole, numbers[poles + i], F::new(0.0), squared);
-        product *= select(i == index, reach, reach / select(i == index, F::new(1.0), apart));
-        i += comptime!(lanes as usize);
-    }
-    let product = team_product::<F>(product, lanes);
-    if active && lane == 0 {
-        let size = product.abs().sqrt();
-        let weight = numbers[comptime!(KEPT) * merge.size + merge.first + index];
-        numbers[comptime!(EXACT) * merge.size + merge.first + index] =
-            select(weight < F::new(0.0), F::new(0.0) - size, size);
     }
 }
 
