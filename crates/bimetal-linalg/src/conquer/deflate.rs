@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 fn scale_of<F: Float>(largest: F) -> F {
     let bits = u32::reinterpret(f32::cast_from(largest)) >> 23u32;
     let bits = min(max(bits, 26u32), 226u32);
-    let scale = F::cast_from(f32::reinterpret((252u32 - bits) << 23u32));
+    let scale = F::cast_from(f32::reinterpret((253u32 - bits) << 23u32));
     select(largest > F::new(0.0), scale, F::new(1.0))
 }
 
@@ -102,7 +102,7 @@ fn measure<F: Float>(
     let extreme = select(comptime!(squared), extreme, max(extreme, rho));
     let scale = scale_of::<F>(extreme);
     // A part of the matrix that no scale brings to 1 is nothing beside the rest, and its squares would underflow.
-    let tolerance = select(extreme * scale < F::new(0.25), F::new(1.0), F::new(8.0) * epsilon::<F>(double));
+    let tolerance = select(extreme * scale < F::new(0.25), F::new(1.0), F::new(4.0) * epsilon::<F>(double));
     let reach = select(comptime!(squared), length * scale, rho * scale);
     numbers[comptime!(SCALES) * size + first] = scale;
     numbers[comptime!(RHOS) * size + first] = select(comptime!(squared), reach * reach, reach);
