@@ -117,11 +117,11 @@ pub(super) fn reduced<'a>(
     if memory.batch == 0 {
         return Ok(made);
     }
-    let xy = memory.alloc(if held { 1 } else { m + n });
     if held {
-        made.whole(Some((a, swapped, status)), None, &xy, 0, vectors)?;
+        made.whole(Some((a, swapped, status)), None, 0, vectors)?;
         return Ok(made);
     }
+    let xy = memory.alloc(m + n);
     let across = stride(n);
     let (w, c) = (memory.alloc(m * across), memory.alloc(m));
     let source = if swapped { Source::Swapped } else { Source::Plain };
@@ -132,7 +132,7 @@ pub(super) fn reduced<'a>(
         made.step([&w, &c, &xy], k)?;
     }
     if first < n {
-        made.whole(None, Some(&w), &xy, first, true)?;
+        made.whole(None, Some([&w, &xy]), first, true)?;
     }
     Ok(made)
 }
@@ -157,8 +157,7 @@ impl Bidiagonal<'_> {
     fn whole(
         &self,
         fresh: Option<(&Tensor, bool, &Tensor)>,
-        w: Option<&Handle>,
-        xy: &Handle,
+        left: Option<[&Handle; 2]>,
         first: usize,
         vectors: bool,
     ) -> Result<()> {
@@ -184,7 +183,9 @@ impl Bidiagonal<'_> {
         };
         let (input, status, elems) = match fresh {
             Some((a, _, status)) => (a.gpu_arg()?, status.gpu_arg()?, memory.elems(a)?),
-            None => (w.map_or_else(unused, |w| memory.arg(w, m * self.right.stride)), unused(), [memory.elem()?; 2]),
+            None => {
+                (left.map_or_else(unused, |[w, _]| memory.arg(w, m * self.right.stride)), unused(), [memory.elem()?; 2])
+            }
         };
         // SAFETY: the buffers have these extents; the matrix fits in shared memory, as the caller has seen to.
         unsafe {
@@ -194,7 +195,7 @@ impl Bidiagonal<'_> {
                 CubeDim::new_1d(units as u32),
                 address_type(memory.batch * m.max(n) * self.left.stride),
                 input,
-                memory.arg(xy, if fresh.is_some() { 1 } else { m + n }),
+                left.map_or_else(unused, |[_, xy]| memory.arg(xy, m + n)),
                 self.left.v.gpu_arg()?,
                 self.right.v.gpu_arg()?,
                 self.left.tau.gpu_arg()?,

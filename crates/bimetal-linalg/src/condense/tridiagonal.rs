@@ -123,11 +123,11 @@ pub(super) fn reduced<'a>(
     if made.memory.batch == 0 {
         return Ok(made);
     }
-    let p = made.memory.alloc(if held { 1 } else { 2 * n });
     if held {
-        made.whole(Some((a, upper, status)), None, &p, 0, vectors)?;
+        made.whole(Some((a, upper, status)), None, 0, vectors)?;
         return Ok(made);
     }
+    let p = made.memory.alloc(2 * n);
     let w = made.memory.alloc(n * stride);
     let source = if upper { Source::Upper } else { Source::Lower };
     made.memory.load(a, source, [n, n, stride], [&w, &made.scale], status)?;
@@ -137,7 +137,7 @@ pub(super) fn reduced<'a>(
             made.step(&w, &p, k)?;
         }
     }
-    made.whole(None, Some(&w), &p, first, true)?;
+    made.whole(None, Some([&w, &p]), first, true)?;
     Ok(made)
 }
 
@@ -156,8 +156,7 @@ impl Tridiagonal<'_> {
     fn whole(
         &self,
         fresh: Option<(&Tensor, bool, &Tensor)>,
-        w: Option<&Handle>,
-        p: &Handle,
+        left: Option<[&Handle; 2]>,
         first: usize,
         vectors: bool,
     ) -> Result<()> {
@@ -183,7 +182,7 @@ impl Tridiagonal<'_> {
         };
         let (input, status, elems) = match fresh {
             Some((a, _, status)) => (a.gpu_arg()?, status.gpu_arg()?, memory.elems(a)?),
-            None => (w.map_or_else(unused, |w| memory.arg(w, n * stride)), unused(), [memory.elem()?; 2]),
+            None => (left.map_or_else(unused, |[w, _]| memory.arg(w, n * stride)), unused(), [memory.elem()?; 2]),
         };
         // SAFETY: the buffers have these extents; the matrix fits in shared memory, as the caller has seen to.
         unsafe {
@@ -193,7 +192,7 @@ impl Tridiagonal<'_> {
                 CubeDim::new_1d(units as u32),
                 address_type(memory.batch * n * stride),
                 input,
-                memory.arg(p, if fresh.is_some() { 1 } else { 2 * n }),
+                left.map_or_else(unused, |[_, p]| memory.arg(p, 2 * n)),
                 self.reflectors.v.gpu_arg()?,
                 self.reflectors.tau.gpu_arg()?,
                 memory.arg(&self.diagonal, n),
