@@ -245,10 +245,8 @@ fn mix_block<F: Float>(
         let start = merge.first * (ld + 1);
         let at = row - merge.first;
         let rank = parts::<F>(numbers, indices, mix, &merge, start, ld, at, e < len, lane, lanes, side);
-        if comptime!(side == Side::Right) {
-            if e < len && lane == 0 {
-                find_null(indices, &merge, at, rank);
-            }
+        if comptime!(side == Side::Right) && e < len && lane == 0 {
+            find_null(indices, &merge, at, rank);
         }
     }
     sync_cube();

@@ -146,14 +146,12 @@ pub fn deflate<F: Float>(
     let mut weight = zero;
     let mut row = 0u32;
     let mut start = 0usize;
-    if comptime!(squared) {
-        if merge.left < merge.len {
-            weight = pivot_weight::<F>(numbers[weights], &measures);
-            row = indices[rows];
-            waiting = true;
-            pivot = true;
-            start = 1usize;
-        }
+    if comptime!(squared) && merge.left < merge.len {
+        weight = pivot_weight::<F>(numbers[weights], &measures);
+        row = indices[rows];
+        waiting = true;
+        pivot = true;
+        start = 1usize;
     }
     for j in start..len {
         let mut next = numbers[values + j] * scale;

@@ -177,12 +177,10 @@ pub fn mixtures<F: Float>(
         if comptime!(side == Side::Right) {
             find_null(indices, &merge, place, rank);
         }
-        if comptime!(side == Side::Left) {
-            if place == 0 {
-                let null = comptime!(NULLS) * merge.size + merge.first;
-                let moved = indices[comptime!(PIVOTS) * merge.size + merge.first + min(1usize, merge.len - 1)];
-                indices[null] = select(indices[null] == comptime!(NONE), indices[null], moved);
-            }
+        if comptime!(side == Side::Left) && place == 0 {
+            let null = comptime!(NULLS) * merge.size + merge.first;
+            let moved = indices[comptime!(PIVOTS) * merge.size + merge.first + min(1usize, merge.len - 1)];
+            indices[null] = select(indices[null] == comptime!(NONE), indices[null], moved);
         }
     }
 }

@@ -397,7 +397,7 @@ mod tests {
                 let packed = [pack(0), pack(1)];
                 let upload = |x: &[f32]| Tensor::from_slice(x, &[batch, n])?.to_device(*device);
                 let (d, e) = (upload(&packed[0])?.gpu_handle()?, upload(&packed[1])?.gpu_handle()?);
-                let bands = Bands { gpu: &gpu, dtype: DType::F32, batch, n, diagonal: &d, off: &e };
+                let bands = Bands { gpu, dtype: DType::F32, batch, n, diagonal: &d, off: &e };
                 let found = if symmetric { bands.eigen()? } else { bands.singular()? };
                 let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
                 let values = wide(&found.values.to_vec::<f32>()?);

@@ -225,11 +225,9 @@ pub fn parts<F: Float>(
         parts[start + row * stride + rank] = part;
         j += comptime!(lanes as usize);
     }
-    if comptime!(side != Side::Left) {
-        if active && lane == 0 {
-            let scale = numbers[comptime!(SCALES) * size + first];
-            numbers[comptime!(VALUES) * size + first + rank] = value / scale;
-        }
+    if comptime!(side != Side::Left) && active && lane == 0 {
+        let scale = numbers[comptime!(SCALES) * size + first];
+        numbers[comptime!(VALUES) * size + first + rank] = value / scale;
     }
     rank
 }
