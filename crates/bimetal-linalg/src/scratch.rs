@@ -8,7 +8,7 @@ use crate::svd::SvdParams;
 use crate::{blocks, cholesky, condense, conquer, eigh, lu, qr, system};
 use bimetal_core::gpu::counted;
 use bimetal_core::op::Op;
-use bimetal_core::{Device, Error, Gpu, Result, Spec};
+use bimetal_core::{Device, Error, Gpu, Result, Shape, Spec};
 
 /// The GPU behind `device`.
 fn gpu(op: &'static str, device: Device) -> Result<&'static Gpu> {
@@ -99,7 +99,7 @@ pub fn eigh_scratch(a: &Spec, device: Device) -> Result<usize> {
     Ok(condense::tridiagonal_bytes(gpu, dtype, batch, n) + conquer::scratch(gpu, dtype, batch, n, false))
 }
 
-/// Bytes that [`svd`](crate::svd()) of matrices `a` takes on a GPU beside `a`, values and vectors.
+/// Bytes that [`svd`](crate::svd()) of matrices `a` takes on a GPU beside `a`, values and vectors; on CUDA it may be less.
 ///
 /// # Errors
 /// A device that is no GPU or is not here, and as [`svd`](crate::svd()).
@@ -119,10 +119,19 @@ pub fn svd_scratch(a: &Spec, params: SvdParams, device: Device) -> Result<usize>
     if batch * n == 0 {
         return Ok(0);
     }
-    let lines = if params.full_matrices { m } else { n };
-    let longer = if m == n { 0 } else { counted(batch * lines * m * dtype.size()) };
-    let reduced = condense::bidiagonal_bytes(gpu, dtype, batch, [m, n], lines);
-    Ok(reduced + conquer::scratch(gpu, dtype, batch, n, true) + longer)
+    let direct = |m: usize, lines: usize| {
+        let longer = if m == n { 0 } else { counted(batch * lines * m * dtype.size()) };
+        let reduced = condense::bidiagonal_bytes(gpu, dtype, batch, [m, n], lines);
+        reduced + conquer::scratch(gpu, dtype, batch, n, true) + longer
+    };
+    if params.full_matrices || !crate::svd::gpu::goes_by_qr(batch, rows, columns) {
+        return Ok(direct(m, if params.full_matrices { m } else { n }));
+    }
+    let bytes = |elements: usize| counted(batch * elements * dtype.size());
+    let upright = Spec::new(Shape::new(&[batch, m, n])?, dtype);
+    let factors = qr_scratch(&upright, QrParams::default(), device)? + bytes(m * n) + bytes(n * n) + counted(batch * 4);
+    let copies = bytes(m * n) * (usize::from(rows < columns) + usize::from(a.dtype != dtype));
+    Ok(factors + copies + direct(n, n) + 2 * bytes(n * n) + bytes(n) + bytes(m * n))
 }
 
 #[cfg(test)]
@@ -131,7 +140,7 @@ mod tests {
     use crate::{CholeskyParams, EighParams, LuParams};
     use crate::{cholesky_with, eigh_with, lu_with, qr_with, svd_with};
     use bimetal_core::op::{Fill, Spectrum, Structure};
-    use bimetal_core::{DType, Shape, Tensor, devices, gpu::allocated, verify};
+    use bimetal_core::{DType, Tensor, devices, gpu::allocated, verify};
 
     /// Bytes that `run` takes for a matrix on every GPU, less those of its outputs, beside those that are foretold.
     fn compare(
