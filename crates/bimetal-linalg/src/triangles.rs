@@ -14,8 +14,8 @@ use bimetal_core::cpu::simd::{Kernel, MAX_LANES, Simd, dispatch};
 /// cores with AVX-512, one right-hand side: 500 of 16×16 took 161 µs by faer and 26 µs so, 10000 of 32×32 7.3 and 2.3 ms; both
 /// triangles of 200 of 48×48 0.63 and 0.09 ms. With 16 right-hand sides 200 of 48×48 took 0.28 ms by faer and 0.30 ms so.
 const SMALL: [usize; 3] = [64, 8, 4];
-/// Right-hand sides up to which faer solves large systems at least as well as rows of vectors: 1024×1024, both triangles, took
-/// 6.5 ms by faer and 2.4 ms by rows for 64 of them.
+/// Right-hand sides up to which large systems go to faer, as rows of them fill no vector then; 1024×1024, both triangles, with 64
+/// of them took 6.5 ms by faer and 2.4 ms by rows.
 const FEW_SIDES: usize = 16;
 
 /// Which triangle, and where it and the right-hand sides are in the matrices of a batch.

@@ -2,14 +2,14 @@
 //! of the vectors.
 
 use crate::blocks::working;
+use crate::compose::{Batch, Source, applied, product, svd as square, widened};
 use crate::condense::{Bidiagonal, bidiagonal};
 use crate::conquer::{Bands, Kept, lengthen, store_values, store_vectors};
-use crate::compose::{Batch, Source, applied, product, svd as square, widened};
 use bimetal_core::{DType, Gpu, Result, Tensor};
 use cubecl::server::Handle;
 
 /// Elements of a batch from which matrices that are twice as long as wide are factorised before: on an H200 2048×512 takes
-/// 10.3 ms without and its QR alone 3.8, 24576×3072 takes 732 ms without.
+/// 10.3 ms without, where the QR of 2000×500 takes 3.8 and the SVD of 512×512 7.6; 3072×24576 732 ms without and 207 with.
 const LONG: usize = 1 << 23;
 
 pub(super) fn svd(gpu: &Gpu, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
@@ -22,7 +22,7 @@ pub(crate) fn goes_by_qr(count: usize, rows: usize, columns: usize) -> bool {
     count * rows * columns >= LONG && long >= 2 * short
 }
 
-/// The same for one whose outputs are given, all left vectors or none but those of singular values among them.
+/// The same of a decomposition whose outputs are given; a full one has more vectors than QR gives.
 fn is_long(a: &Tensor, outputs: &[&mut Tensor]) -> bool {
     let dims = a.shape().dims();
     let [m, n] = [dims[dims.len() - 2], dims[dims.len() - 1]];
@@ -49,8 +49,11 @@ fn by_qr(a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
     if let [values] = outputs {
         return Source::all(&s, [1, count, k]).copy(values, [1, count, k]);
     }
-    let (left, right) =
-        if swapped { (None, product(&u, &q, [true, true])?) } else { (Some(product(&q, &u, [false, false])?), vh.clone()) };
+    let (left, right) = if swapped {
+        (None, product(&u, &q, [true, true])?)
+    } else {
+        (Some(product(&q, &u, [false, false])?), vh.clone())
+    };
     let turned = Source::all(&vh, [count, k, k]).strided([k * k, 1, k]);
     match left {
         Some(left) => Source::all(&left, [count, m, k]).copy(outputs[0], [count, m, k])?,
@@ -171,13 +174,17 @@ mod tests {
                     assert_eq!(status[b] != 0, bad, "{device} {dims:?}");
                     let (u, s, vh) = (&u[b * m * k..], &s[b * k..][..k], &vh[b * k * n..]);
                     if bad {
-                        assert!(u[..m * k].iter().chain(s).chain(&vh[..k * n]).all(|x| x.is_nan()), "{device} {dims:?}");
+                        assert!(
+                            u[..m * k].iter().chain(s).chain(&vh[..k * n]).all(|x| x.is_nan()),
+                            "{device} {dims:?}"
+                        );
                         continue;
                     }
                     for i in 0..m {
                         for j in 0..n {
-                            let sum: f64 =
-                                (0..k).map(|l| f64::from(u[i * k + l]) * f64::from(s[l]) * f64::from(vh[l * n + j])).sum();
+                            let sum: f64 = (0..k)
+                                .map(|l| f64::from(u[i * k + l]) * f64::from(s[l]) * f64::from(vh[l * n + j]))
+                                .sum();
                             let error = (sum - f64::from(a[(b * m + i) * n + j])).abs();
                             assert!(error <= 2e-5 * f64::from(s[0]), "{device} {dims:?}: {error}");
                         }
@@ -187,7 +194,10 @@ mod tests {
                             let one = f64::from(u8::from(p == q));
                             let left: f64 = (0..m).map(|i| f64::from(u[i * k + p]) * f64::from(u[i * k + q])).sum();
                             let right: f64 = (0..n).map(|j| f64::from(vh[p * n + j]) * f64::from(vh[q * n + j])).sum();
-                            assert!((left - one).abs() < 2e-5 && (right - one).abs() < 2e-5, "{device} {dims:?}: {left} {right}");
+                            assert!(
+                                (left - one).abs() < 2e-5 && (right - one).abs() < 2e-5,
+                                "{device} {dims:?}: {left} {right}"
+                            );
                         }
                     }
                 }
