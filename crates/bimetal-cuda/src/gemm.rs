@@ -77,6 +77,9 @@ pub struct Shape {
     pub b_transposed: bool,
     /// Elements between products of the batch in the left operand, the right one and the result; 0 shares a matrix.
     pub strides: [usize; 3],
+    /// Elements from one row to the next in the left operand, the right one and the result, as they are stored; 0 where rows
+    /// follow each other.
+    pub rows: [usize; 3],
     /// Type of the operands.
     pub input: Element,
     /// Type of the result.
@@ -397,9 +400,9 @@ impl Lt {
         let (b_rows, b_columns) = stored(k, n, shape.b_transposed);
         let (a_rows, a_columns) = stored(m, k, shape.a_transposed);
         let layouts = [
-            self.layout(shape, shape.input, b_columns, b_rows, shape.strides[1])?,
-            self.layout(shape, shape.input, a_columns, a_rows, shape.strides[0])?,
-            self.layout(shape, shape.output, n, m, shape.strides[2])?,
+            self.layout(shape, shape.input, [b_columns, b_rows], 1)?,
+            self.layout(shape, shape.input, [a_columns, a_rows], 0)?,
+            self.layout(shape, shape.output, [n, m], 2)?,
         ];
         let mut plan = Plan { operation, layouts, algorithm: [0; 8] };
         self.set_pointers(&plan, shape, bias, auxiliary)?;
@@ -407,22 +410,22 @@ impl Lt {
         Ok(plan)
     }
 
-    /// A column-major matrix of `rows`×`columns`.
+    /// A column-major matrix of `rows`×`columns`, of the operand with this number.
     fn layout(
         &self,
         shape: &Shape,
         element: Element,
-        rows: u64,
-        columns: u64,
-        stride: usize,
+        [rows, columns]: [u64; 2],
+        operand: usize,
     ) -> Result<Object, Failure> {
+        let step = if shape.rows[operand] > 0 { shape.rows[operand] as i64 } else { rows.max(1) as i64 };
         let mut layout = std::ptr::null_mut();
         // SAFETY: the new object is written into a local.
         let created =
-            unsafe { (self.layout_create)(&mut layout, element.data_type(), rows, columns, rows.max(1) as i64) };
+            unsafe { (self.layout_create)(&mut layout, element.data_type(), rows, columns, step) };
         ok("cublasLtMatrixLayoutCreate", created)?;
         if shape.batch > 1 {
-            let (batch, stride) = (shape.batch as i32, stride as i64);
+            let (batch, stride) = (shape.batch as i32, shape.strides[operand] as i64);
             let ((batch, batch_size), (stride, stride_size)) = (raw(&batch), raw(&stride));
             // SAFETY: the layout is alive and the values have the sizes that are given.
             unsafe {

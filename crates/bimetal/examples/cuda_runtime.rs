@@ -113,8 +113,7 @@ fn products(gpu: &bimetal::Gpu) -> bimetal::Result<()> {
                 a_transposed: false,
                 b_transposed: false,
                 strides: [m * k, k * n, m * n],
-                starts: [0; 3],
-                tf32: false,
+                ..Product::default()
             };
             let repeats = if m > 4096 { 20 } else { 200 };
             let mut best = f64::INFINITY;

@@ -78,6 +78,7 @@ fn epilogue(gpu: &Gpu, epilogue: Epilogue, dtype: DType, element: Element, toler
         a_transposed: false,
         b_transposed: true,
         strides: [0; 3],
+        rows: [0; 3],
         input: element,
         output: element,
         tf32: false,
@@ -143,9 +144,7 @@ fn products_of_i8_are_exact() {
         k,
         a_transposed: false,
         b_transposed: true,
-        strides: [0; 3],
-        starts: [0; 3],
-        tf32: false,
+        ..Default::default()
     };
     assert!(gpu.gemm(&product, 1.0, 0.0, &a, &b, &d).unwrap());
     assert_eq!(d.to_vec::<i32>().unwrap(), exact);

@@ -6,7 +6,7 @@ use crate::DType;
 use crate::{Result, Tensor};
 
 /// A batch of row-major products, `m`×`k` by `k`×`n`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Product {
     /// Products in the batch.
     pub batch: usize,
@@ -24,6 +24,9 @@ pub struct Product {
     pub strides: [usize; 3],
     /// First elements of the left operand, the right one and the result.
     pub starts: [usize; 3],
+    /// Elements from one row to the next in the left operand, the right one and the result, as they are stored; 0 where rows
+    /// follow each other.
+    pub rows: [usize; 3],
     /// Whether f32 operands may be rounded to TF32.
     pub tf32: bool,
 }
@@ -33,6 +36,22 @@ pub struct Product {
 const ALIGNED: usize = 256;
 
 impl Gpu {
+    /// Whether the device has a library of products of floats, which [`Gpu::gemm`] calls.
+    ///
+    /// ```
+    /// use bimetal_core::{Device, Gpu};
+    /// if let Ok(gpu) = Gpu::get(Device::Vulkan(0)) {
+    ///     assert!(!gpu.has_gemm());
+    /// }
+    /// ```
+    pub fn has_gemm(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        let has = matches!(self.device(), crate::Device::Cuda(_)) && bimetal_cuda::gemm::available();
+        #[cfg(not(feature = "cuda"))]
+        let has = false;
+        has
+    }
+
     /// `d = alpha·a·b + beta·d` in `d`'s storage by the vendor's library, without waiting for the device. False, and nothing done, where the
     /// device has no such library or it does not take these types.
     ///
@@ -47,7 +66,7 @@ impl Gpu {
     ///     let d = Tensor::empty_on(a.spec().clone(), gpu.device())?;
     ///     let product = Product {
     ///         batch: 1, m: 2, n: 2, k: 2, a_transposed: false, b_transposed: true, strides: [0; 3],
-    ///         starts: [0; 3], tf32: false,
+    ///         ..Product::default()
     ///     };
     ///     if gpu.gemm(&product, 1.0, 0.0, &a, &a, &d)? {
     ///         assert_eq!(d.to_vec::<f32>()?, [5.0, 11.0, 11.0, 25.0]);
@@ -74,7 +93,7 @@ impl Gpu {
         b: &Tensor,
         d: &Tensor,
     ) -> Result<bool> {
-        use bimetal_cuda::gemm::{Buffers, Element, Epilogue, Shape, available, gemm};
+        use bimetal_cuda::gemm::{Buffers, Element, Epilogue, Shape, gemm};
         let element = |dtype| match dtype {
             DType::F64 => Some(Element::F64),
             DType::F32 => Some(Element::F32),
@@ -89,19 +108,19 @@ impl Gpu {
         let integers = input == Element::I8;
         let fits =
             !product.a_transposed && product.b_transposed && (product.m | product.n | product.k).is_multiple_of(4);
-        let here = matches!(self.device(), crate::Device::Cuda(_)) && available();
-        if !here || a.dtype() != b.dtype() || integers && !fits {
+        if !self.has_gemm() || a.dtype() != b.dtype() || integers && !fits {
             return Ok(false);
         }
-        let Product { batch, m, n, k, a_transposed, b_transposed, strides, starts, tf32 } = *product;
+        let Product { batch, m, n, k, a_transposed, b_transposed, strides, starts, rows, tf32 } = *product;
         let offsets = [a, b, d].map(Tensor::dtype).map(DType::size);
         let offsets = [0, 1, 2].map(|i| starts[i] * offsets[i]);
         let steps_aligned = batch == 1 || (0..3).all(|i| (strides[i] * [a, b, d][i].dtype().size()).is_multiple_of(16));
-        if !steps_aligned || offsets.iter().any(|offset| !offset.is_multiple_of(ALIGNED)) {
+        let rows_aligned = (0..3).all(|i| (rows[i] * [a, b, d][i].dtype().size()).is_multiple_of(16));
+        if !steps_aligned || !rows_aligned || offsets.iter().any(|offset| !offset.is_multiple_of(ALIGNED)) {
             return Ok(false);
         }
         let epilogue = Epilogue::None;
-        let shape = Shape { batch, m, n, k, a_transposed, b_transposed, strides, input, output, tf32, epilogue };
+        let shape = Shape { batch, m, n, k, a_transposed, b_transposed, strides, rows, input, output, tf32, epilogue };
         let at = |tensor: &Tensor, i: usize| Ok(tensor.gpu_handle()?.offset_start(offsets[i] as u64));
         let buffers = Buffers { a: at(a, 0)?, b: at(b, 1)?, d: at(d, 2)?, bias: None, auxiliary: None };
         let enqueued = gemm(self.client(), shape, alpha, beta, buffers);

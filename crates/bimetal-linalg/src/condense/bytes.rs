@@ -3,8 +3,10 @@
 use super::bidiagonal::{self, Bidiagonal};
 use super::tridiagonal::{self, Tridiagonal};
 use super::{Memory, PRODUCTS, Reflectors, STRIDE};
+use crate::qr::gpu::blocked::group;
+use crate::qr::gpu::wy::Groups;
 use bimetal_core::gpu::counted;
-use bimetal_core::{DType, Device, Gpu};
+use bimetal_core::{DType, Gpu};
 
 impl Memory<'_> {
     fn bytes(&self, elements: usize) -> usize {
@@ -21,12 +23,16 @@ impl Reflectors {
     fn bytes(memory: &Memory, [most, stride]: [usize; 2], zeros: bool, [lines, m]: [usize; 2]) -> usize {
         let most = if zeros && memory.batch == 1 { most.next_multiple_of(Self::group(most)) } else { most };
         let made = memory.bytes(most * stride) + memory.bytes(most);
-        if m < PRODUCTS || !matches!(memory.gpu.device(), Device::Cuda(_)) || !stride.is_multiple_of(STRIDE) {
+        if m < PRODUCTS || !memory.gpu.has_gemm() || !stride.is_multiple_of(STRIDE) {
             return made;
+        }
+        let made = made + memory.bytes(lines * stride);
+        if memory.batch > 1 {
+            return made + Groups::bytes(memory.batch, [most, group(most), lines], memory.dtype.size());
         }
         let group = Self::group(most);
         let pairs = most.next_multiple_of(group) * group;
-        made + memory.bytes(lines * stride) + 2 * memory.bytes(pairs) + 2 * memory.bytes(lines * group)
+        made + 2 * memory.bytes(pairs) + 2 * memory.bytes(lines * group)
     }
 }
 

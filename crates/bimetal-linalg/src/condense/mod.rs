@@ -16,12 +16,13 @@ pub(crate) use bidiagonal::{Bidiagonal, bidiagonal};
 pub(crate) use bytes::{bidiagonal_bytes, tridiagonal_bytes};
 pub(crate) use tridiagonal::tridiagonal;
 
-use crate::qr::Dims;
-use crate::qr::gpu::{blocked::Work, moves};
+use crate::qr::gpu::blocked::group;
+use crate::qr::gpu::moves;
+use crate::qr::gpu::wy::{Groups, Lines};
 use back::Code;
 use bimetal_core::gpu::Product;
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
-use bimetal_core::{DType, Device, Error, Gpu, Result, Shape, Spec, Tensor};
+use bimetal_core::{DType, Error, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -217,24 +218,14 @@ impl Reflectors {
     /// The same as [`Reflectors::apply`] by the vendor's products; false, and nothing done, where there are none.
     fn apply_products(&self, memory: &Memory, z: &Handle, [lines, m]: [usize; 2]) -> Result<bool> {
         let (gpu, batch, stride) = (memory.gpu, memory.batch, self.stride);
-        if !matches!(gpu.device(), Device::Cuda(_)) || !stride.is_multiple_of(STRIDE) {
+        if !gpu.has_gemm() || !stride.is_multiple_of(STRIDE) {
             return Ok(false);
         }
-        let work = Work {
-            gpu,
-            dims: Dims { batch, m, n: m, k: self.count },
-            stride,
-            reflectors: self.most,
-            x: memory.tensor(&[batch, lines, stride])?,
-            v: self.v.clone(),
-            tau: self.tau.clone(),
-            gram: memory.tensor(&[1])?,
-            elem: memory.elem()?,
-            address: address_type(batch * lines.max(self.most) * stride),
-        };
+        let x = memory.tensor(&[batch, lines, stride])?;
+        let address = address_type(batch * lines.max(self.most) * stride);
         let copy = |back: bool| -> Result<()> {
             let total = batch * lines * if back { m } else { stride };
-            let (z, x) = (memory.arg(z, lines * m), work.x.gpu_arg()?);
+            let (z, x) = (memory.arg(z, lines * m), x.gpu_arg()?);
             let [from, to] = if back { [x, z] } else { [z, x] };
             // SAFETY: both hold as many lines, of `m` and of `stride` elements.
             unsafe {
@@ -242,7 +233,7 @@ impl Reflectors {
                     gpu.client(),
                     gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
                     CubeDim::new_1d(ELEMENTWISE_UNITS),
-                    work.address,
+                    address,
                     from,
                     to,
                     total,
@@ -255,14 +246,18 @@ impl Reflectors {
             Ok(())
         };
         copy(false)?;
-        let done = match batch {
-            1 => self.apply_groups(memory, &work.x, lines)?,
-            _ => work.apply_all(&work.x, lines, self.count)?,
-        };
-        if done {
-            copy(true)?;
+        if batch == 1 {
+            if !self.apply_groups(memory, &x, lines)? {
+                return Ok(false);
+            }
+        } else {
+            let groups =
+                Groups::new(gpu, [&self.v, &self.tau], [self.count, group(self.count), lines], memory.elem()?)?;
+            groups.prepare(self.count)?;
+            groups.apply_all(self.count, Lines { x: &x, count: lines }, false, |_| 0)?;
         }
-        Ok(done)
+        copy(true)?;
+        Ok(true)
     }
 
     /// How many of so many reflectors are applied together.
@@ -284,8 +279,7 @@ impl Reflectors {
             a_transposed: false,
             b_transposed: true,
             strides: [size * stride, size * stride, size * size],
-            starts: [0; 3],
-            tf32: false,
+            ..Product::default()
         };
         if !gpu.gemm(&pairs, 1.0, 0.0, &self.v, &self.v, &gram)? {
             return Ok(false);

@@ -4,10 +4,11 @@
 #![allow(missing_docs)]
 
 use super::{Dims, OrmqrParams};
-use crate::qr::gpu::blocked::{PARAMS, STRIDE, Step, Work};
+use crate::qr::gpu::blocked::{STRIDE, Step, Work, by_products, group, plane, widest};
 use crate::qr::gpu::columns::{is_finite, magnitude_bits, normalizer, not_a_number};
 use crate::qr::gpu::moves::{self, Stores};
 use crate::qr::gpu::panels::{Code, sum_all};
+use crate::qr::gpu::wy::{Groups, Lines};
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
 use bimetal_core::{DType, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
@@ -38,7 +39,14 @@ pub(super) fn vectors(gpu: &Gpu, dims: [usize; 2], x: &Tensor, outputs: &mut [&m
             outputs[3].gpu_arg()?,
             count,
             m,
-            Code { width: 1, rows: 0, units, planes: units.div_ceil(gpu.plane.0 as usize), double },
+            Code {
+                width: 1,
+                rows: 0,
+                units,
+                planes: units.div_ceil(gpu.plane.0 as usize),
+                plane: plane(gpu, 1),
+                double,
+            },
             [gpu.elem(x.dtype())?, computed],
         );
     }
@@ -92,7 +100,7 @@ fn make_vectors<I: Float, A: Float>(
             i += code.units;
         }
     }
-    sum_all::<A>(&mut sums, &mut scratch, 1usize);
+    sum_all::<A>(&mut sums, &mut scratch, 0, 1usize, code.plane);
     let scaled = head * scale;
     let norm = (scaled * scaled + sums[0]).sqrt();
     let made = select(scaled > A::from_int(0), -norm, norm);
@@ -132,50 +140,86 @@ pub(super) fn product(
     let elems = [gpu.elem(out.dtype())?, gpu.elem(computed)?];
     let make = |extents: &[usize]| Tensor::empty_on(Spec::new(Shape::new(extents)?, computed), gpu.device());
     let stride = m.next_multiple_of(STRIDE);
-    let reflectors = k.next_multiple_of(PARAMS.width);
-    let steps: Vec<Step> = (0..k).step_by(PARAMS.width).map(|first| Step { first, width: PARAMS.width }).collect();
+    let widest = widest(gpu);
+    let reflectors = k.next_multiple_of(widest);
+    let steps: Vec<Step> = (0..k).step_by(widest).map(|first| Step { first, width: widest }).collect();
     let across = if params.right { rows } else { columns };
     let work = Work {
         gpu,
         dims: crate::qr::Dims { batch, m, n: across, k },
         stride,
         reflectors,
+        widest,
         x: make(&[batch, across, stride])?,
         v: make(&[batch, reflectors, stride])?,
         tau: make(&[batch, reflectors])?,
-        gram: make(&[steps.len(), batch, PARAMS.width, PARAMS.width])?,
+        gram: make(&[steps.len(), batch, widest, widest])?,
         elem: elems[1],
         address: address_type(batch * across.max(reflectors).max(n) * stride),
     };
+    let products = !single && k > 8 && by_products(gpu, m * across);
     let total = batch * reflectors * stride;
     let units = UNITS.min(gpu.max_units as usize);
     let elementwise = |count: usize| gpu.cubes(count.div_ceil(ELEMENTWISE_UNITS as usize));
     let code = Code {
-        width: PARAMS.width,
+        width: widest,
         rows: 0,
         units,
         planes: units.div_ceil(gpu.plane.0 as usize),
+        plane: plane(gpu, widest),
         double: computed == DType::F64,
     };
     if k > 0 {
         // SAFETY: the buffers have these extents, past which the kernels touch nothing.
         unsafe {
             load_reflectors::launch_unchecked(
-                gpu.client(), elementwise(total), CubeDim::new_1d(ELEMENTWISE_UNITS), work.address,
-                inputs[0].gpu_arg()?, inputs[1].gpu_arg()?, work.v.gpu_arg()?, work.tau.gpu_arg()?, total, m, n, k,
-                reflectors, stride, single, elems,
+                gpu.client(),
+                elementwise(total),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                work.address,
+                inputs[0].gpu_arg()?,
+                inputs[1].gpu_arg()?,
+                work.v.gpu_arg()?,
+                work.tau.gpu_arg()?,
+                total,
+                m,
+                n,
+                k,
+                reflectors,
+                stride,
+                single,
+                elems,
             );
-            grams::launch_unchecked(
-                gpu.client(), gpu.cubes(batch * steps.len()), CubeDim::new_1d(units as u32), work.address,
-                work.v.gpu_arg()?, work.gram.gpu_arg()?, batch, batch * steps.len(), m, reflectors, stride, code, elems[1],
-            );
+            if !products {
+                grams::launch_unchecked(
+                    gpu.client(),
+                    gpu.cubes(batch * steps.len()),
+                    CubeDim::new_1d(units as u32),
+                    work.address,
+                    work.v.gpu_arg()?,
+                    work.gram.gpu_arg()?,
+                    batch,
+                    batch * steps.len(),
+                    m,
+                    reflectors,
+                    stride,
+                    code,
+                    elems[1],
+                );
+            }
         }
     }
     work.load_plain(inputs[2], rows, columns, params.right, elems)?;
     let forward = params.right != params.transpose;
-    for turn in 0..steps.len() {
-        let index = if forward { turn } else { steps.len() - 1 - turn };
-        work.apply(&work.x, across, steps[index], index, 0..across, forward)?;
+    if products {
+        let groups = Groups::new(gpu, [&work.v, &work.tau], [k, group(k), across], elems[1])?;
+        groups.prepare(k)?;
+        groups.apply_all(k, Lines { x: &work.x, count: across }, forward, |_| 0)?;
+    } else {
+        for turn in 0..steps.len() {
+            let index = if forward { turn } else { steps.len() - 1 - turn };
+            work.apply(&work.x, across, steps[index], index, 0..across, forward)?;
+        }
     }
     if params.right {
         return work.store_lines(out, elems);
@@ -186,9 +230,23 @@ pub(super) fn product(
     // SAFETY: as above.
     unsafe {
         moves::store::launch_unchecked(
-            gpu.client(), tiles, CubeDim::new_1d(moves::TILE_UNITS as u32), work.address, x.gpu_arg()?, v.gpu_arg()?,
-            work.tau.gpu_arg()?, inputs[1].gpu_arg()?, out.gpu_arg()?, batch, rows, columns, reflectors, stride,
-            Stores::Unjudged, code.double, elems,
+            gpu.client(),
+            tiles,
+            CubeDim::new_1d(moves::TILE_UNITS as u32),
+            work.address,
+            x.gpu_arg()?,
+            v.gpu_arg()?,
+            work.tau.gpu_arg()?,
+            inputs[1].gpu_arg()?,
+            out.gpu_arg()?,
+            batch,
+            rows,
+            columns,
+            reflectors,
+            stride,
+            Stores::Unjudged,
+            code.double,
+            elems,
         );
     }
     Ok(())
@@ -250,7 +308,7 @@ fn grams<A: Float>(
     #[define(A)] _elem: ElemType,
 ) {
     let width = comptime!(code.width);
-    let mut scratch = Shared::<[A]>::new_slice(comptime!(code.planes * width));
+    let mut scratch = Shared::<[A]>::new_slice(comptime!(2 * code.planes * width));
     let (panel, matrix) = (CUBE_POS / batch, CUBE_POS % batch);
     let active = CUBE_POS < total;
     let base = (matrix * reflectors + panel * width) * stride;
@@ -271,7 +329,7 @@ fn grams<A: Float>(
                 row += code.units;
             }
         }
-        sum_all::<A>(&mut sums, &mut scratch, width);
+        sum_all::<A>(&mut sums, &mut scratch, j % 2 * comptime!(code.planes * width), width, code.plane);
         if UNIT_POS == 0 && active {
             #[unroll]
             for c in 0..width {

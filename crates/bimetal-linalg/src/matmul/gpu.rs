@@ -145,8 +145,8 @@ impl Launch<'_> {
         }
         let [batch, a_step, b_step] = self.batch;
         let strides = [a_step, b_step, m * n];
-        let product =
-            Product { batch, m, n, k, a_transposed, b_transposed, strides, starts: self.starts, tf32: self.tf32 };
+        let (starts, tf32) = (self.starts, self.tf32);
+        let product = Product { batch, m, n, k, a_transposed, b_transposed, strides, starts, rows: [0; 3], tf32 };
         let [a, b] = self.operands;
         self.gpu.gemm(&product, self.alpha, 0.0, a, b, self.d)
     }

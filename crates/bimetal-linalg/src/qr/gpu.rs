@@ -4,6 +4,7 @@ pub(crate) mod blocked;
 pub(crate) mod columns;
 pub(crate) mod moves;
 pub(crate) mod panels;
+pub(crate) mod wy;
 
 use self::columns::{Layout, factor_columns};
 use super::{Dims, Form};

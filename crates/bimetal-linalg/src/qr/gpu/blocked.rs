@@ -2,10 +2,11 @@
 
 use super::super::{Dims, Form};
 use super::moves::{self, Stores, TILE, TILE_UNITS};
-use super::panels::{self, BLOCK, Code, LINES};
-use bimetal_core::gpu::{Product, counted};
+use super::panels::{self, Code};
+use super::wy::{BLOCK, Groups, Lines};
+use bimetal_core::gpu::counted;
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
-use bimetal_core::{DType, Device, Error, Gpu, Result, Shape, Spec, Tensor};
+use bimetal_core::{DType, Error, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use std::ops::Range;
@@ -15,14 +16,33 @@ pub(crate) struct Params {
     /// Units that factorise a panel, and that apply it to a column.
     units: usize,
     applying: usize,
-    /// Columns of a panel, and elements that a unit holds of it: taller matrices have narrower panels.
-    pub(crate) width: usize,
+    /// Columns of a panel, where planes have at least 16 units and otherwise, and elements that a unit holds of it: taller
+    /// matrices have narrower panels.
+    widths: [usize; 2],
     held: usize,
     /// Elements of a matrix from which the vendor's products are used.
     vendor: usize,
+    /// Reflectors that are applied together to all columns after them by the vendor's products.
+    group: usize,
 }
 
-pub(crate) const PARAMS: Params = Params { units: 512, applying: 256, width: 8, held: 64, vendor: 300 * 300 };
+pub(crate) const PARAMS: Params =
+    Params { units: 512, applying: 256, widths: [16, 8], held: 64, vendor: 300 * 300, group: 256 };
+
+/// Columns of the widest panel.
+pub(crate) fn widest(gpu: &Gpu) -> usize {
+    PARAMS.widths[usize::from(gpu.plane.0 < 16)]
+}
+
+/// Whether the vendor's products are used for matrices of so many elements.
+pub(crate) fn by_products(gpu: &Gpu, elements: usize) -> bool {
+    elements >= PARAMS.vendor && gpu.has_gemm()
+}
+
+/// How many of so many reflectors make a group.
+pub(crate) fn group(count: usize) -> usize {
+    count.next_multiple_of(BLOCK).min(PARAMS.group)
+}
 
 /// Columns are this many elements apart, or a multiple: what the vendor's products want.
 pub(crate) const STRIDE: usize = 64;
@@ -33,9 +53,10 @@ pub(crate) struct Work<'a> {
     pub(crate) dims: Dims,
     /// Elements from one column to the next.
     pub(crate) stride: usize,
-    /// Reflectors for which there is room.
+    /// Reflectors for which there is room, and columns of the widest panel.
     pub(crate) reflectors: usize,
-    /// Panels: their first columns and widths, and where the products of their reflectors are.
+    pub(crate) widest: usize,
+    /// Columns, reflectors, and for each panel the products of the pairs of its reflectors.
     pub(crate) x: Tensor,
     pub(crate) v: Tensor,
     pub(crate) tau: Tensor,
@@ -61,54 +82,104 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
     let stride = m.next_multiple_of(STRIDE);
     let steps = steps(gpu, m, k)?;
     let columns = form.columns(dims);
-    let reflectors = k.next_multiple_of(PARAMS.width) + PARAMS.width;
+    let widest = widest(gpu);
+    let reflectors = room(k, widest);
     let scales = make(&[batch, n])?;
+    let parts = parts(m);
+    let sizes = gpu.alloc(batch * parts * n * 4);
     let work = Work {
         gpu,
         dims: *dims,
         stride,
         reflectors,
+        widest,
         x: make(&[batch, n, stride])?,
         v: make(&[batch, reflectors, stride])?,
         tau: make(&[batch, reflectors])?,
-        gram: make(&[steps.len(), batch, PARAMS.width, PARAMS.width])?,
+        gram: make(&[steps.len(), batch, widest, widest])?,
         elem: elems[1],
-        address: address_type(batch * n.max(columns) * stride),
+        address: address_type(batch * n.max(columns).max(reflectors) * stride),
     };
     let tiles = |rows: usize, columns: usize| gpu.cubes(batch * rows.div_ceil(TILE) * columns.div_ceil(TILE));
     let units = CubeDim::new_1d(TILE_UNITS as u32);
     // SAFETY: the kernels drop what is past these extents, which are those of the buffers.
     unsafe {
-        moves::column_scales::launch_unchecked(
-            gpu.client(), tiles(1, n), units, work.address, a.gpu_arg()?, scales.gpu_arg()?, batch, m, n, double, elems,
+        moves::column_sizes::launch_unchecked(
+            gpu.client(),
+            gpu.cubes(batch * parts * n.div_ceil(TILE)),
+            units,
+            work.address,
+            a.gpu_arg()?,
+            BufferArg::from_raw_parts(sizes.clone(), batch * parts * n),
+            batch,
+            m,
+            n,
+            parts,
+            double,
+            elems,
         );
-        moves::statuses::launch_unchecked(
-            gpu.client(), gpu.cubes(batch), units, work.address, scales.gpu_arg()?, status.gpu_arg()?, batch, n, elems[1],
+        moves::column_scales::launch_unchecked(
+            gpu.client(),
+            gpu.cubes(batch),
+            units,
+            work.address,
+            BufferArg::from_raw_parts(sizes, batch * parts * n),
+            scales.gpu_arg()?,
+            status.gpu_arg()?,
+            batch,
+            n,
+            parts,
+            double,
+            elems[1],
         );
         moves::load::launch_unchecked(
-            gpu.client(), tiles(stride, n), units, work.address, a.gpu_arg()?, scales.gpu_arg()?, work.x.gpu_arg()?,
-            batch, m, n, stride, true, elems,
+            gpu.client(),
+            tiles(stride, n),
+            units,
+            work.address,
+            a.gpu_arg()?,
+            scales.gpu_arg()?,
+            work.x.gpu_arg()?,
+            batch,
+            m,
+            n,
+            stride,
+            true,
+            elems,
         );
     }
-    let blocks = blocks(&steps);
-    let mut grams = Vec::new();
-    for block in &blocks {
-        let end = steps[block.end - 1].end().min(n);
-        for index in block.clone() {
-            work.panel(steps[index], index)?;
-            work.apply(&work.x, n, steps[index], index, steps[index].end()..end, true)?;
+    let groups = match by_products(gpu, m * n) {
+        true => {
+            let extents = group_extents(&steps, n.max(columns));
+            Some(Groups::new(gpu, [&work.v, &work.tau], extents, elems[1])?)
         }
-        grams.push(work.block_gram(&steps[block.clone()])?);
-        let block = Block { steps: &steps[block.clone()], index: block.start, gram: grams.last().and_then(Option::as_ref) };
-        work.apply_block(&work.x, n, &block, end, true)?;
+        false => None,
+    };
+    match &groups {
+        Some(groups) => work.factor_by_groups(&steps, groups, form != Form::Packed)?,
+        None => work.factor_by_panels(&steps)?,
     }
     let store = |x: &Tensor, out: &Tensor, rows: usize, columns: usize, stores: Stores| -> Result<()> {
         // SAFETY: as above.
         unsafe {
             moves::store::launch_unchecked(
-                gpu.client(), tiles(rows, columns), units, work.address, x.gpu_arg()?, work.v.gpu_arg()?,
-                scales.gpu_arg()?, status.gpu_arg()?, out.gpu_arg()?, batch, rows, columns, reflectors, stride, stores,
-                double, elems,
+                gpu.client(),
+                tiles(rows, columns),
+                units,
+                work.address,
+                x.gpu_arg()?,
+                work.v.gpu_arg()?,
+                scales.gpu_arg()?,
+                status.gpu_arg()?,
+                out.gpu_arg()?,
+                batch,
+                rows,
+                columns,
+                reflectors,
+                stride,
+                stores,
+                double,
+                elems,
             );
         }
         Ok(())
@@ -118,15 +189,23 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
         // SAFETY: as above.
         unsafe {
             moves::store_tau::launch_unchecked(
-                gpu.client(), gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
-                CubeDim::new_1d(ELEMENTWISE_UNITS), work.address, work.tau.gpu_arg()?, status.gpu_arg()?,
-                second.gpu_arg()?, total, k, reflectors, elems,
+                gpu.client(),
+                gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                work.address,
+                work.tau.gpu_arg()?,
+                status.gpu_arg()?,
+                second.gpu_arg()?,
+                total,
+                k,
+                reflectors,
+                elems,
             );
         }
         return store(&work.x, first, m, n, Stores::Packed);
     }
     store(&work.x, second, columns, n, Stores::Triangle)?;
-    let q = work.orthogonal(&steps, &blocks, &grams, columns, make(&[batch, columns, stride])?)?;
+    let q = work.orthogonal(&steps, groups.as_ref(), columns, make(&[batch, columns, stride])?)?;
     store(&q, first, m, columns, Stores::Whole)
 }
 
@@ -136,21 +215,34 @@ pub(super) fn scratch(gpu: &Gpu, form: Form, dims: &Dims, dtype: DType) -> Resul
     let size = if dtype == DType::F64 { 8 } else { 4 };
     let bytes = |elements: usize| counted(batch * elements * size);
     let (stride, steps, columns) = (m.next_multiple_of(STRIDE), steps(gpu, m, k)?, form.columns(dims));
-    let reflectors = k.next_multiple_of(PARAMS.width) + PARAMS.width;
-    let mut all = bytes(n) + bytes(n * stride) + bytes(reflectors * stride) + bytes(reflectors);
-    all += bytes(steps.len() * PARAMS.width * PARAMS.width);
+    let reflectors = room(k, widest(gpu));
+    let mut all = bytes(n)
+        + counted(batch * parts(m) * n * 4)
+        + bytes(n * stride)
+        + bytes(reflectors * stride)
+        + bytes(reflectors);
+    all += bytes(steps.len() * widest(gpu) * widest(gpu));
     all += if form == Form::Packed { 0 } else { bytes(columns * stride) };
-    if m * n >= PARAMS.vendor {
-        for block in blocks(&steps) {
-            let (first, end) = (steps[block.start].first, steps[block.end - 1].end());
-            all += bytes((end - first) * (end - first));
-            if matches!(gpu.device(), Device::Cuda(_)) {
-                let applied = [n.saturating_sub(end), if form == Form::Packed { 0 } else { columns.saturating_sub(first) }];
-                all += applied.iter().filter(|lines| **lines > 0).map(|lines| bytes(lines * (end - first))).sum::<usize>();
-            }
-        }
+    if by_products(gpu, m * n) {
+        all += Groups::bytes(batch, group_extents(&steps, n.max(columns)), size);
     }
     Ok(all)
+}
+
+/// Parts into which columns are cut to measure them.
+fn parts(m: usize) -> usize {
+    m.div_ceil(moves::PART).clamp(1, moves::PARTS)
+}
+
+/// Reflectors for which there is room: those of a last panel that is not full are there too.
+fn room(k: usize, widest: usize) -> usize {
+    k.next_multiple_of(widest) + widest
+}
+
+/// The reflectors of so many panels, those of a group, and the lines that they are applied to.
+fn group_extents(steps: &[Step], lines: usize) -> [usize; 3] {
+    let count = steps.last().map_or(0, Step::end);
+    [count, group(count), lines]
 }
 
 /// Units that factorise a panel: 16 planes, if the device has them.
@@ -164,8 +256,9 @@ fn steps(gpu: &Gpu, m: usize, k: usize) -> Result<Vec<Step>> {
     let mut made = Vec::new();
     let mut first = 0;
     while first < k {
-        let mut width = PARAMS.width;
-        while width > 0 && (m - first).div_ceil(units) * width > PARAMS.held {
+        let mut width = widest(gpu);
+        // Blocks of panels start at multiples of them.
+        while width > 0 && ((m - first).div_ceil(units) * width > PARAMS.held || !first.is_multiple_of(width)) {
             width /= 2;
         }
         if width == 0 {
@@ -178,46 +271,34 @@ fn steps(gpu: &Gpu, m: usize, k: usize) -> Result<Vec<Step>> {
     Ok(made)
 }
 
-/// Panels that are applied together, the number of the first one, and the products of their reflectors.
-struct Block<'a> {
-    steps: &'a [Step],
-    index: usize,
-    gram: Option<&'a Tensor>,
-}
-
-/// Panels that are applied together to the columns after them.
-fn blocks(steps: &[Step]) -> Vec<Range<usize>> {
-    let mut made: Vec<Range<usize>> = Vec::new();
-    for (index, step) in steps.iter().enumerate() {
-        match made.last_mut() {
-            Some(block) if step.end() - steps[block.start].first <= BLOCK => block.end = index + 1,
-            _ => made.push(index..index + 1),
-        }
-    }
-    made
-}
-
 impl Step {
     /// The column after the panel.
-    fn end(&self) -> usize {
+    pub(crate) fn end(&self) -> usize {
         self.first + self.width
     }
 }
 
 impl Work<'_> {
     fn form(&self, width: usize, rows: usize, units: usize) -> Code {
-        let planes = units.div_ceil(self.gpu.plane.0 as usize);
-        Code { width, rows, units, planes, double: self.x.dtype() == DType::F64 }
+        let double = self.x.dtype() == DType::F64;
+        Code {
+            width,
+            rows,
+            units,
+            planes: units.div_ceil(self.gpu.plane.0 as usize),
+            plane: plane(self.gpu, width),
+            double,
+        }
     }
 
-    /// Factorises a panel.
-    fn panel(&self, step: Step, index: usize) -> Result<()> {
+    /// Factorises a panel; its reflectors have zeros from row `clear` on.
+    fn panel(&self, step: Step, index: usize, clear: usize) -> Result<()> {
         let Dims { batch, m, n, k } = self.dims;
         let Step { first, width } = step;
         let most = most_units(self.gpu);
         let units = (m - first).next_power_of_two().clamp(64.min(most), most);
         let rows = (m - first).div_ceil(units).next_power_of_two();
-        let gram = index * batch * PARAMS.width * PARAMS.width;
+        let gram = index * batch * self.widest * self.widest;
         // SAFETY: the buffers have these extents; the panel and its reflectors are within them.
         unsafe {
             panels::panel::launch_unchecked(
@@ -235,6 +316,7 @@ impl Work<'_> {
                 self.reflectors,
                 self.stride,
                 first,
+                clear,
                 gram,
                 width.min(k - first) as u32,
                 self.form(width, rows, units),
@@ -245,7 +327,15 @@ impl Work<'_> {
     }
 
     /// Applies a panel to the columns `to` of `x`.
-    pub(crate) fn apply(&self, x: &Tensor, columns: usize, step: Step, index: usize, to: Range<usize>, forward: bool) -> Result<()> {
+    pub(crate) fn apply(
+        &self,
+        x: &Tensor,
+        columns: usize,
+        step: Step,
+        index: usize,
+        to: Range<usize>,
+        forward: bool,
+    ) -> Result<()> {
         let Dims { batch, m, .. } = self.dims;
         if to.is_empty() {
             return Ok(());
@@ -271,7 +361,7 @@ impl Work<'_> {
                 step.first,
                 to.start,
                 to.len(),
-                index * batch * PARAMS.width * PARAMS.width,
+                index * batch * self.widest * self.widest,
                 forward,
                 self.form(step.width, 0, units),
                 self.elem,
@@ -280,135 +370,42 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The products of a block's reflectors, by the vendor's library; none without it, or where it does not pay.
-    fn block_gram(&self, block: &[Step]) -> Result<Option<Tensor>> {
-        let Dims { batch, m, n, .. } = self.dims;
-        if m * n < PARAMS.vendor {
-            return Ok(None);
-        }
-        let first = block[0].first;
-        let count = block[block.len() - 1].end() - first;
-        let gram = self.empty(&[batch, count, count])?;
-        let product = Product {
-            batch,
-            m: count,
-            n: count,
-            k: self.stride,
-            a_transposed: false,
-            b_transposed: true,
-            strides: [self.reflectors * self.stride, self.reflectors * self.stride, count * count],
-            starts: [first * self.stride, first * self.stride, 0],
-            tf32: false,
-        };
-        Ok(self.gpu.gemm(&product, 1.0, 0.0, &self.v, &self.v, &gram)?.then_some(gram))
-    }
-
-    /// Applies a block of panels to the columns of `x` from `from` on: by two products, or panel by panel.
-    fn apply_block(&self, x: &Tensor, columns: usize, block: &Block, from: usize, forward: bool) -> Result<()> {
-        if from >= columns {
-            return Ok(());
-        }
-        if let Some(gram) = block.gram
-            && self.apply_products(x, columns, block.steps, gram, from, forward)?
-        {
-            return Ok(());
-        }
-        for turn in 0..block.steps.len() {
-            let at = if forward { turn } else { block.steps.len() - 1 - turn };
-            self.apply(x, columns, block.steps[at], block.index + at, from..columns, forward)?;
+    /// All panels, each applied to all columns after it.
+    fn factor_by_panels(&self, steps: &[Step]) -> Result<()> {
+        let n = self.dims.n;
+        for (index, &step) in steps.iter().enumerate() {
+            self.panel(step, index, step.first)?;
+            self.apply(&self.x, n, step, index, step.end()..n, true)?;
         }
         Ok(())
     }
 
-    /// `x − x·Vᵀ·T·V` by the vendor's library; false, and nothing done, where it refuses.
-    fn apply_products(
-        &self,
-        x: &Tensor,
-        columns: usize,
-        block: &[Step],
-        gram: &Tensor,
-        from: usize,
-        forward: bool,
-    ) -> Result<bool> {
-        let batch = self.dims.batch;
-        let first = block[0].first;
-        let count = block[block.len() - 1].end() - first;
-        let lines = columns - from;
-        let weights = self.empty(&[batch, lines, count])?;
-        let steps = [columns * self.stride, self.reflectors * self.stride, lines * count];
-        let starts = [from * self.stride, first * self.stride, 0];
-        let inner = Product {
-            batch,
-            m: lines,
-            n: count,
-            k: self.stride,
-            a_transposed: false,
-            b_transposed: true,
-            strides: steps,
-            starts,
-            tf32: false,
-        };
-        if !self.gpu.gemm(&inner, 1.0, 0.0, x, &self.v, &weights)? {
-            return Ok(false);
-        }
-        // SAFETY: the buffers have these extents.
-        unsafe {
-            panels::weights::launch_unchecked(
-                self.gpu.client(),
-                self.gpu.cubes((batch * lines).div_ceil(LINES)),
-                CubeDim::new_1d(LINES as u32),
-                self.address,
-                weights.gpu_arg()?,
-                gram.gpu_arg()?,
-                self.tau.gpu_arg()?,
-                batch * lines,
-                lines,
-                count,
-                self.reflectors,
-                first,
-                forward,
-                self.elem,
-            );
-        }
-        let outer = Product {
-            m: lines,
-            n: self.stride,
-            k: count,
-            b_transposed: false,
-            strides: [steps[2], steps[1], steps[0]],
-            starts: [0, starts[1], starts[0]],
-            ..inner
-        };
-        self.gpu.gemm(&outer, -1.0, 1.0, &weights, &self.v, x)
-    }
-
-    /// Multiplies the columns of `x` by the product of the first `count` reflectors, which need not be those of a QR factorisation,
-    /// by the vendor's products; false, and nothing done, where it refuses.
-    ///
-    /// # Errors
-    /// A library that takes some of the products and refuses others.
-    pub(crate) fn apply_all(&self, x: &Tensor, columns: usize, count: usize) -> Result<bool> {
-        let starts: Vec<usize> = (0..count).step_by(BLOCK).collect();
-        for (turn, &first) in starts.iter().rev().enumerate() {
-            let block = [Step { first, width: BLOCK.min(count - first) }];
-            let gram = self.block_gram(&block)?;
-            let done = match &gram {
-                Some(gram) => self.apply_products(x, columns, &block, gram, 0, false)?,
-                None => false,
-            };
-            if !done && turn > 0 {
-                let reason = "the library of products takes some and refuses others".to_string();
-                return Err(Error::Unavailable { device: self.gpu.device().to_string(), reason });
+    /// Panels are applied to the columns of their block, blocks to those of their group, and groups to all that is left.
+    /// With `all` there is a triangle for the last group too.
+    fn factor_by_groups(&self, steps: &[Step], groups: &Groups, all: bool) -> Result<()> {
+        let n = self.dims.n;
+        let lines = Lines { x: &self.x, count: n };
+        let count = steps.last().map_or(0, Step::end);
+        let mut panels = steps.iter().enumerate().peekable();
+        for group in (0..count).step_by(groups.size) {
+            let end = count.min(group + groups.size);
+            for block in (group..end).step_by(BLOCK) {
+                let block_end = end.min(block + BLOCK);
+                while let Some((index, &step)) = panels.next_if(|(_, step)| step.first < block_end) {
+                    self.panel(step, index, group)?;
+                    self.apply(&self.x, n, step, index, step.end()..block_end.min(n), true)?;
+                }
+                if all || block_end < n {
+                    groups.block(block..block_end)?;
+                    groups.apply(block..block_end, lines, block_end..end.min(n), true)?;
+                }
             }
-            if !done {
-                return Ok(false);
+            if all || end < n {
+                groups.merge(group..end)?;
+                groups.apply(group..end, lines, end..n, true)?;
             }
         }
-        Ok(true)
-    }
-
-    fn empty(&self, extents: &[usize]) -> Result<Tensor> {
-        Tensor::empty_on(Spec::new(Shape::new(extents)?, self.x.dtype()), self.gpu.device())
+        Ok(())
     }
 
     /// Fills `x` with matrices that are not scaled: with their columns, or with their rows.
@@ -426,15 +423,33 @@ impl Work<'_> {
         unsafe {
             if by_rows {
                 moves::copy_lines::launch_unchecked(
-                    gpu.client(), gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
-                    CubeDim::new_1d(ELEMENTWISE_UNITS), self.address, c.gpu_arg()?, self.x.gpu_arg()?, total, columns,
-                    self.stride, false, elems,
+                    gpu.client(),
+                    gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+                    CubeDim::new_1d(ELEMENTWISE_UNITS),
+                    self.address,
+                    c.gpu_arg()?,
+                    self.x.gpu_arg()?,
+                    total,
+                    columns,
+                    self.stride,
+                    false,
+                    elems,
                 );
             } else {
                 moves::load::launch_unchecked(
-                    gpu.client(), gpu.cubes(batch * self.stride.div_ceil(TILE) * columns.div_ceil(TILE)),
-                    CubeDim::new_1d(TILE_UNITS as u32), self.address, c.gpu_arg()?, self.tau.gpu_arg()?,
-                    self.x.gpu_arg()?, batch, rows, columns, self.stride, false, elems,
+                    gpu.client(),
+                    gpu.cubes(batch * self.stride.div_ceil(TILE) * columns.div_ceil(TILE)),
+                    CubeDim::new_1d(TILE_UNITS as u32),
+                    self.address,
+                    c.gpu_arg()?,
+                    self.tau.gpu_arg()?,
+                    self.x.gpu_arg()?,
+                    batch,
+                    rows,
+                    columns,
+                    self.stride,
+                    false,
+                    elems,
                 );
             }
         }
@@ -447,8 +462,16 @@ impl Work<'_> {
         // SAFETY: `out` has as many lines as `x`, of `m` elements.
         unsafe {
             moves::copy_lines::launch_unchecked(
-                gpu.client(), gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)), CubeDim::new_1d(ELEMENTWISE_UNITS),
-                self.address, self.x.gpu_arg()?, out.gpu_arg()?, total, self.dims.m, self.stride, true,
+                gpu.client(),
+                gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+                CubeDim::new_1d(ELEMENTWISE_UNITS),
+                self.address,
+                self.x.gpu_arg()?,
+                out.gpu_arg()?,
+                total,
+                self.dims.m,
+                self.stride,
+                true,
                 [elems[1], elems[0]],
             );
         }
@@ -456,14 +479,7 @@ impl Work<'_> {
     }
 
     /// The first `columns` columns of Q, transposed, in `q`.
-    fn orthogonal(
-        &self,
-        steps: &[Step],
-        blocks: &[Range<usize>],
-        grams: &[Option<Tensor>],
-        columns: usize,
-        q: Tensor,
-    ) -> Result<Tensor> {
+    fn orthogonal(&self, steps: &[Step], groups: Option<&Groups>, columns: usize, q: Tensor) -> Result<Tensor> {
         let total = q.numel();
         // SAFETY: `total` is the number of elements.
         unsafe {
@@ -479,10 +495,21 @@ impl Work<'_> {
                 self.elem,
             );
         }
-        for (block, gram) in blocks.iter().zip(grams).rev() {
-            let block = Block { steps: &steps[block.clone()], index: block.start, gram: gram.as_ref() };
-            self.apply_block(&q, columns, &block, block.steps[0].first, false)?;
+        let lines = Lines { x: &q, count: columns };
+        match groups {
+            Some(groups) => groups.apply_all(steps.last().map_or(0, Step::end), lines, false, |first| first)?,
+            None => {
+                for (index, &step) in steps.iter().enumerate().rev() {
+                    self.apply(&q, columns, step, index, step.first..columns, false)?;
+                }
+            }
         }
         Ok(q)
     }
+}
+
+/// The size of planes where it is fixed and at least `width`, else 0.
+pub(crate) fn plane(gpu: &Gpu, width: usize) -> usize {
+    let (least, most) = gpu.plane;
+    if least == most && least as usize >= width { least as usize } else { 0 }
 }

@@ -11,26 +11,32 @@ use cubecl::prelude::*;
 pub const TILE: usize = 32;
 /// Units that transpose a square.
 pub const TILE_UNITS: usize = 256;
+/// Rows of a part of a column, and most parts.
+pub const PART: usize = 256;
+pub const PARTS: usize = 32;
 
-/// The powers of two with which columns are multiplied, 0 for columns that are not finite: a cube for each 32 columns.
+/// The bits of the largest magnitudes of parts of columns, a line of each part's after another: a cube for each 32 columns
+/// and each part.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub fn column_scales<I: Float, A: Float>(
+pub fn column_sizes<I: Float, A: Float>(
     a: &[I],
-    scales: &mut [A],
+    sizes: &mut [u32],
     batch: usize,
     m: usize,
     n: usize,
+    parts: usize,
     #[comptime] double: bool,
     #[define(I, A)] _elems: [ElemType; 2],
 ) {
     let mut found = Shared::<[u32]>::new_slice(TILE_UNITS);
     let groups = n.div_ceil(TILE);
-    let matrix = CUBE_POS / groups;
+    let (matrix, part) = (CUBE_POS / (groups * parts), CUBE_POS / groups % parts);
     let column = CUBE_POS % groups * TILE + UNIT_POS as usize % TILE;
+    let rows = m.div_ceil(parts);
     let mut largest = 0u32;
     if matrix < batch && column < n {
-        let mut i = UNIT_POS as usize / TILE;
-        while i < m {
+        let mut i = part * rows + UNIT_POS as usize / TILE;
+        while i < min(m, (part + 1) * rows) {
             let x = A::cast_from(a[(matrix * m + i) * n + column]);
             largest = max(largest, magnitude_bits::<A>(x, double));
             i += comptime!(TILE_UNITS / TILE);
@@ -44,17 +50,21 @@ pub fn column_scales<I: Float, A: Float>(
         for i in 0..comptime!(TILE_UNITS / TILE) {
             all = max(all, found[UNIT_POS as usize + i * TILE]);
         }
-        scales[matrix * n + column] = select(is_finite(all, double), normalizer::<A>(all, double), A::from_int(0));
+        sizes[(matrix * parts + part) * n + column] = all;
     }
 }
 
-/// The status of each matrix from its columns' scales: a cube for each.
+/// The powers of two with which columns are multiplied, 0 for columns that are not finite, and the status of each matrix: a cube
+/// for each.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub fn statuses<A: Float>(
-    scales: &[A],
+pub fn column_scales<A: Float>(
+    sizes: &[u32],
+    scales: &mut [A],
     status: &mut [i32],
     batch: usize,
     n: usize,
+    parts: usize,
+    #[comptime] double: bool,
     #[define(A)] _elem: ElemType,
 ) {
     let mut flag = Shared::<[u32]>::new_slice(1usize);
@@ -65,7 +75,13 @@ pub fn statuses<A: Float>(
     if CUBE_POS < batch {
         let mut column = UNIT_POS as usize;
         while column < n {
-            if scales[CUBE_POS * n + column] == A::from_int(0) {
+            let mut all = 0u32;
+            for part in 0..parts {
+                all = max(all, sizes[(CUBE_POS * parts + part) * n + column]);
+            }
+            let finite = is_finite(all, double);
+            scales[CUBE_POS * n + column] = select(finite, normalizer::<A>(all, double), A::from_int(0));
+            if !finite {
                 flag[0] = 1u32;
             }
             column += CUBE_DIM as usize;

@@ -17,34 +17,87 @@ pub struct Code {
     /// Units of a cube, and the most planes that they make.
     pub units: usize,
     pub planes: usize,
+    /// Units of a plane, where that is fixed and no less than the panel's columns, else 0.
+    pub plane: usize,
     /// The computation is in f64.
     pub double: bool,
 }
 
-/// Replaces each of `count` values of the units by its sum over the cube.
+/// Replaces each of `count` values of the units by its sum over the cube. `scratch` has `count` values for each plane from `from`
+/// on, which are not written again before another barrier. `plane` is the size of planes, where it is fixed and at least
+/// `count`, else 0.
 #[cube]
-pub fn sum_all<A: Float>(values: &mut Array<A>, scratch: &mut Shared<[A]>, #[comptime] count: usize) {
-    let plane = (UNIT_POS / PLANE_DIM) as usize;
-    sync_cube();
-    #[unroll]
-    for j in 0..count {
-        let partial = plane_sum(values[j]);
-        if UNIT_POS_PLANE == 0 {
-            scratch[plane * count + j] = partial;
-        }
-        values[j] = A::from_int(0);
-    }
-    sync_cube();
-    for i in 0..CUBE_DIM.div_ceil(PLANE_DIM) {
+pub fn sum_all<A: Float>(
+    values: &mut Array<A>,
+    scratch: &mut Shared<[A]>,
+    from: usize,
+    #[comptime] count: usize,
+    #[comptime] plane: usize,
+) {
+    let own = from + (UNIT_POS / PLANE_DIM) as usize * count;
+    let planes = CUBE_DIM.div_ceil(PLANE_DIM) as usize;
+    if comptime!(plane == 0) {
         #[unroll]
         for j in 0..count {
-            values[j] += scratch[i as usize * count + j];
+            let partial = plane_sum(values[j]);
+            if UNIT_POS_PLANE == 0 {
+                scratch[own + j] = partial;
+            }
+            values[j] = A::from_int(0);
+        }
+        sync_cube();
+        for i in 0..planes {
+            #[unroll]
+            for j in 0..count {
+                values[j] += scratch[from + i * count + j];
+            }
+        }
+    } else {
+        // Each step halves the values of a lane and doubles the lanes that share a sum.
+        let lane = UNIT_POS_PLANE as usize;
+        #[unroll]
+        for step in 0..comptime!(count.trailing_zeros()) {
+            let half = comptime!(count >> (step + 1));
+            let upper = lane & half != 0;
+            #[unroll]
+            for j in 0..half {
+                let (low, high) = (values[j], values[comptime!(j + half)]);
+                values[j] = select(upper, high, low) + plane_shuffle_xor(select(upper, low, high), half as u32);
+            }
+        }
+        let partial = lanes_sum::<A>(values[0], count, plane);
+        if lane < count {
+            scratch[own + lane] = partial;
+        }
+        sync_cube();
+        let mut sum = A::from_int(0);
+        let mut i = lane / count;
+        while i < planes {
+            sum += scratch[from + i * count + lane % count];
+            i += comptime!(plane / count);
+        }
+        let sum = lanes_sum::<A>(sum, count, plane);
+        #[unroll]
+        for j in 0..count {
+            values[j] = plane_shuffle(sum, j as u32);
         }
     }
 }
 
+/// The sum of the values of the lanes that are a multiple of `count` apart.
+#[cube]
+fn lanes_sum<A: Float>(value: A, #[comptime] count: usize, #[comptime] plane: usize) -> A {
+    let mut sum = value;
+    #[unroll]
+    for step in 0..comptime!((plane / count).trailing_zeros()) {
+        sum += plane_shuffle_xor(sum, comptime!((count << step) as u32));
+    }
+    sum
+}
+
 /// Factorises the columns `first..first + used` of each matrix, by a cube: R goes back to `x`, the reflectors with their
-/// zeros and ones to `v`, and the products of their pairs to `gram`. The others of `width` reflectors are zero.
+/// zeros, from row `clear` on, and ones to `v`, and the products of their pairs to `gram`. The others of `width` reflectors
+/// are zero.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn panel<A: Float>(
     x: &mut [A],
@@ -57,13 +110,14 @@ pub fn panel<A: Float>(
     reflectors: usize,
     stride: usize,
     first: usize,
+    clear: usize,
     gram_start: usize,
     used: u32,
     #[comptime] form: Code,
     #[define(A)] _elem: ElemType,
 ) {
     let (width, rows) = (comptime!(form.width), comptime!(form.rows));
-    let mut scratch = Shared::<[A]>::new_slice(comptime!(form.planes * width));
+    let mut scratch = Shared::<[A]>::new_slice(comptime!(2 * form.planes * width));
     let mut pivots = Shared::<[A]>::new_slice(comptime!(2 * width));
     let (matrix, unit, active) = (CUBE_POS, UNIT_POS as usize, CUBE_POS < batch);
     let zero = A::from_int(0);
@@ -98,7 +152,7 @@ pub fn panel<A: Float>(
                 pivots[comptime!(j % 2 * width + c)] = held[comptime!(c * rows)];
             }
         }
-        sum_all::<A>(&mut sums, &mut scratch, width);
+        sum_all::<A>(&mut sums, &mut scratch, comptime!(j % 2 * form.planes * width), width, form.plane);
         let head = pivots[comptime!(j % 2 * width + j)];
         let none = sums[j] == zero || sums[j] + head * head < least_norm::<A>(form.double);
         let norm = (head * head + sums[j]).sqrt();
@@ -137,12 +191,13 @@ pub fn panel<A: Float>(
         }
     }
     if active {
-        let place = Place { column: matrix * n + first, line: matrix * reflectors + first, m, stride, first };
+        let place = Place { column: matrix * n + first, line: matrix * reflectors + first, m, stride, first, clear };
         store_panel::<A>(&held, x, v, &place, used, form);
     }
 }
 
-/// Where a panel is: its first column and its first reflector among those of all matrices, and its first row.
+/// Where a panel is: its first column and its first reflector among those of all matrices, its first row, and the first
+/// one where reflectors have zeros.
 #[derive(CubeType, Clone, Copy)]
 struct Place {
     column: usize,
@@ -150,18 +205,12 @@ struct Place {
     m: usize,
     stride: usize,
     first: usize,
+    clear: usize,
 }
 
 /// Stores the panel's part of R, and its reflectors with their zeros and ones.
 #[cube]
-fn store_panel<A: Float>(
-    held: &Array<A>,
-    x: &mut [A],
-    v: &mut [A],
-    place: &Place,
-    used: u32,
-    #[comptime] form: Code,
-) {
+fn store_panel<A: Float>(held: &Array<A>, x: &mut [A], v: &mut [A], place: &Place, used: u32, #[comptime] form: Code) {
     let (width, rows) = (comptime!(form.width), comptime!(form.rows));
     let unit = UNIT_POS as usize;
     let zero = A::from_int(0);
@@ -173,7 +222,7 @@ fn store_panel<A: Float>(
             x[(place.column + c) * place.stride + place.first + unit] = own;
         }
         let one = select(UNIT_POS == c as u32, A::from_int(1), zero);
-        let mut row = unit;
+        let mut row = place.clear + unit;
         while row < place.first {
             v[start + row] = zero;
             row += form.units;
@@ -252,7 +301,7 @@ pub fn apply<A: Float>(
             row += form.units;
         }
     }
-    sum_all::<A>(&mut sums, &mut scratch, width);
+    sum_all::<A>(&mut sums, &mut scratch, 0, width, form.plane);
     if active {
         #[unroll]
         for step in 0..width {
@@ -278,60 +327,3 @@ pub fn apply<A: Float>(
         }
     }
 }
-
-/// Lines of inner products that a cube of [`weights`] turns into weights.
-pub const LINES: usize = 32;
-/// The most reflectors of a block.
-pub const BLOCK: usize = 64;
-
-/// Turns the products of columns with a block's reflectors into the weights with which the block is applied: each unit
-/// solves the triangular system of its line of `count`, which stands for the block's `T`.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn weights<A: Float>(
-    products: &mut [A],
-    gram: &[A],
-    tau: &[A],
-    total: usize,
-    lines: usize,
-    count: usize,
-    reflectors: usize,
-    first: usize,
-    #[comptime] forward: bool,
-    #[define(A)] _elem: ElemType,
-) {
-    let mut held = Shared::<[A]>::new_slice(comptime!(LINES * (BLOCK + 1)));
-    let unit = UNIT_POS as usize;
-    let start = CUBE_POS * LINES;
-    let mut at = unit;
-    while at < LINES * count {
-        if start * count + at < total * count {
-            held[at / count * comptime!(BLOCK + 1) + at % count] = products[start * count + at];
-        }
-        at += LINES;
-    }
-    sync_cube();
-    let line = start + unit;
-    let own = unit * comptime!(BLOCK + 1);
-    if line < total {
-        let matrix = line / lines;
-        for step in 0..count {
-            let j = if comptime!(forward) { step } else { count - 1 - step };
-            let row = (matrix * count + j) * count;
-            let mut sum = held[own + j];
-            for before in 0..step {
-                let i = if comptime!(forward) { before } else { count - 1 - before };
-                sum -= held[own + i] * gram[row + i];
-            }
-            held[own + j] = sum * tau[matrix * reflectors + first + j];
-        }
-    }
-    sync_cube();
-    at = unit;
-    while at < LINES * count {
-        if start * count + at < total * count {
-            products[start * count + at] = held[at / count * comptime!(BLOCK + 1) + at % count];
-        }
-        at += LINES;
-    }
-}
-
