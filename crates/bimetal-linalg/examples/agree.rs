@@ -1,23 +1,33 @@
 //! Checks and times operations of this domain by name, without building the rest of the library.
 //!
 //! `cargo run --release -p bimetal-linalg --example agree -- qr svd` checks on every vector level and GPU, or on those
-//! that `BIMETAL_DEVICES` names; with `--time` the benchmark's cases are checked and timed instead, with `--verbose`
-//! every run is named.
+//! that `BIMETAL_DEVICES` names; with `--time` the benchmark's cases are checked and timed instead, with `--shape=1024x512`
+//! those of this shape, with `--verbose` every run is named.
 
 use bimetal_core::check::{self, Outcome, Plan, Target};
 use bimetal_core::op::{Case, Definition, Role, run_here};
-use bimetal_core::{DType, Device, Gpu, Result, Tensor};
+use bimetal_core::{DType, Device, Gpu, Result, Shape, Tensor};
 use std::time::Instant;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let time = arguments.iter().any(|a| a == "--time");
+    let shapes: Vec<Shape> = arguments.iter().filter_map(|a| a.strip_prefix("--shape=")).map(shape).collect();
     let verbose = arguments.iter().any(|a| a == "--verbose");
     let names: Vec<&String> = arguments.iter().filter(|a| !a.starts_with("--")).collect();
     let ops = bimetal_linalg::DOMAIN.ops().filter(|op| names.is_empty() || names.iter().any(|n| *n == op.name()));
     let plan = Plan::from_env();
     let mut failed = 0;
     for op in ops {
+        for shape in &shapes {
+            match op.at_shape(shape) {
+                Ok(case) => time_case(op, &case, &plan),
+                Err(e) => println!("{}: {e}", op.name()),
+            }
+        }
+        if !shapes.is_empty() {
+            continue;
+        }
         if time {
             op.cases().iter().filter(|c| c.role == Role::Bench).for_each(|case| time_case(op, case, &plan));
             continue;
@@ -39,6 +49,12 @@ fn main() {
         println!("{}: {passed} passed in {:.1} s", op.name(), start.elapsed().as_secs_f64());
     }
     std::process::exit(if failed > 0 { 1 } else { 0 });
+}
+
+/// The shape that a text like `8x1024x512` names.
+fn shape(text: &str) -> Shape {
+    let extents: Vec<usize> = text.split('x').map(|n| n.parse().expect("extents are numbers, as in 1024x512")).collect();
+    Shape::new(&extents).expect("a shape")
 }
 
 /// Prints the median time of a case on the CPU and on every GPU of the plan.

@@ -7,9 +7,9 @@
 mod kernels;
 
 use self::kernels::{copy_in, copy_out, judge, solve_vectors, update_tiles};
-use bimetal_core::gpu::counted;
+use bimetal_core::gpu::{Product, counted};
 use bimetal_core::gpu::kernel::address_type;
-use bimetal_core::{DType, Gpu, Result, Tensor};
+use bimetal_core::{DType, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -111,8 +111,20 @@ impl<'a> Work<'a> {
         columns: usize,
         part: usize,
     ) -> Result<(Self, Handle, usize)> {
-        let work = Self::new(gpu, x.dtype(), count, x.numel() / count);
-        let chunks = work.batch.div_ceil(CHUNK);
+        Self::copied_to(gpu, x, count, [columns, columns], part)
+    }
+
+    /// The same with rows of `stride` elements, of which those past the columns are not written.
+    pub(crate) fn copied_to(
+        gpu: &'a Gpu,
+        x: &Tensor,
+        count: usize,
+        [columns, stride]: [usize; 2],
+        part: usize,
+    ) -> Result<(Self, Handle, usize)> {
+        let size = x.numel() / count;
+        let work = Self::new(gpu, x.dtype(), count, size / columns.max(1) * stride);
+        let chunks = size.div_ceil(CHUNK);
         let flags = gpu.alloc(count * chunks * 4);
         // SAFETY: both buffers hold `count` matrices of `batch` elements, and the flags a word for each chunk.
         unsafe {
@@ -125,8 +137,9 @@ impl<'a> Work<'a> {
                 work.arg(),
                 BufferArg::from_raw_parts(flags.clone(), count * chunks),
                 count,
-                work.batch,
+                size,
                 columns,
+                stride,
                 chunks,
                 part,
                 work.double(),
@@ -269,6 +282,46 @@ impl<'a> Work<'a> {
                 self.double(),
                 self.gpu.elem(self.dtype)?,
             );
+        }
+        Ok(())
+    }
+
+    /// `C ← C − A·B` within this memory for a sum over any `k`, by the vendor's library where there is one: rows or columns of
+    /// all three are next to each other. With `lower` what is above the diagonal need not be made.
+    pub(crate) fn subtract_product(
+        &self,
+        [c, a, b]: [Place; 3],
+        [m, n, k]: [usize; 3],
+        lower: bool,
+    ) -> Result<()> {
+        if m == 0 || n == 0 || k == 0 {
+            return Ok(());
+        }
+        let spec = Spec::new(Shape::new(&[self.count, self.batch])?, self.dtype);
+        let all = Tensor::from_gpu_handle(spec, self.gpu.device(), self.handle.clone());
+        // A result whose columns are next to each other is made transposed.
+        let turned = c.column != 1;
+        let [a, b, c] = if turned { [b.transposed(), a.transposed(), c.transposed()] } else { [a, b, c] };
+        let [m, n] = if turned { [n, m] } else { [m, n] };
+        let step = |place: Place| if place.column == 1 { place.row } else { place.column };
+        let product = Product {
+            batch: self.count,
+            m,
+            n,
+            k,
+            a_transposed: a.column != 1,
+            b_transposed: b.column != 1,
+            strides: [self.batch; 3],
+            starts: [a.start, b.start, c.start],
+            rows: [step(a), step(b), step(c)],
+            tf32: false,
+        };
+        if self.gpu.gemm(&product, -1.0, 1.0, &all, &all, &all)? {
+            return Ok(());
+        }
+        for first in (0..k).step_by(BLOCK) {
+            let places = [c, a.at(0, first), b.at(first, 0)];
+            self.update(None, places, [m, n, BLOCK.min(k - first)], lower && !turned)?;
         }
         Ok(())
     }

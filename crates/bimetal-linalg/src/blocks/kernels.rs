@@ -12,6 +12,7 @@ pub fn copy_in<I: Float, A: Float>(
     count: usize,
     size: usize,
     columns: usize,
+    stride: usize,
     chunks: usize,
     #[comptime] part: usize,
     #[comptime] double: bool,
@@ -34,7 +35,7 @@ pub fn copy_in<I: Float, A: Float>(
             || (comptime!(part == 3) && j < i)
             || (comptime!(part == 4) && j > i);
         let value = select(inside, A::cast_from(x[matrix * size + e]), A::new(0.0));
-        work[matrix * size + e] = value;
+        work[matrix * (size / columns * stride) + i * stride + j] = value;
         if not_finite::<A>(value, double) {
             bad[0] = 1i32;
         }

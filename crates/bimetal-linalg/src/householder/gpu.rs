@@ -153,7 +153,7 @@ pub(super) fn product(
         x: make(&[batch, across, stride])?,
         v: make(&[batch, reflectors, stride])?,
         tau: make(&[batch, reflectors])?,
-        gram: make(&[steps.len(), batch, widest, widest])?,
+        t: make(&[steps.len(), batch, widest, widest])?,
         elem: elems[1],
         address: address_type(batch * across.max(reflectors).max(n) * stride),
     };
@@ -191,13 +191,14 @@ pub(super) fn product(
                 elems,
             );
             if !products {
-                grams::launch_unchecked(
+                triangles::launch_unchecked(
                     gpu.client(),
                     gpu.cubes(batch * steps.len()),
                     CubeDim::new_1d(units as u32),
                     work.address,
                     work.v.gpu_arg()?,
-                    work.gram.gpu_arg()?,
+                    work.tau.gpu_arg()?,
+                    work.t.gpu_arg()?,
                     batch,
                     batch * steps.len(),
                     m,
@@ -294,11 +295,12 @@ fn load_reflectors<I: Float, A: Float>(
     }
 }
 
-/// The products of the pairs of each panel's reflectors: a cube for each panel.
+/// The triangle of each panel's reflectors, for which their product is `1 − V·T·Vᵀ`: a cube for each panel.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn grams<A: Float>(
+fn triangles<A: Float>(
     v: &[A],
-    gram: &mut [A],
+    tau: &[A],
+    t: &mut [A],
     batch: usize,
     total: usize,
     m: usize,
@@ -312,7 +314,13 @@ fn grams<A: Float>(
     let (panel, matrix) = (CUBE_POS / batch, CUBE_POS % batch);
     let active = CUBE_POS < total;
     let base = (matrix * reflectors + panel * width) * stride;
-    for j in 1..width {
+    // A row of the triangle.
+    let mut line = Array::<A>::new(width);
+    #[unroll]
+    for c in 0..width {
+        line[c] = A::from_int(0);
+    }
+    for j in 0..width {
         let mut sums = Array::<A>::new(width);
         #[unroll]
         for c in 0..width {
@@ -330,11 +338,22 @@ fn grams<A: Float>(
             }
         }
         sum_all::<A>(&mut sums, &mut scratch, j % 2 * comptime!(code.planes * width), width, code.plane);
-        if UNIT_POS == 0 && active {
-            #[unroll]
-            for c in 0..width {
-                gram[(CUBE_POS * width + c) * width + j] = sums[c];
-            }
+        let scalar = tau[select(active, matrix * reflectors + panel * width + j, 0usize)];
+        let mut sum = A::from_int(0);
+        #[unroll]
+        for c in 0..width {
+            sum += line[c] * sums[c];
+        }
+        let last = select(UNIT_POS as usize == j, scalar, A::from_int(0) - scalar * sum);
+        #[unroll]
+        for c in 0..width {
+            line[c] = select(c.runtime() == j, last, line[c]);
+        }
+    }
+    if active && (UNIT_POS as usize) < width {
+        #[unroll]
+        for c in 0..width {
+            t[(CUBE_POS * width + UNIT_POS as usize) * width + c] = line[c];
         }
     }
 }

@@ -56,11 +56,11 @@ pub(crate) struct Work<'a> {
     /// Reflectors for which there is room, and columns of the widest panel.
     pub(crate) reflectors: usize,
     pub(crate) widest: usize,
-    /// Columns, reflectors, and for each panel the products of the pairs of its reflectors.
+    /// Columns, reflectors, and for each panel the triangle of its reflectors.
     pub(crate) x: Tensor,
     pub(crate) v: Tensor,
     pub(crate) tau: Tensor,
-    pub(crate) gram: Tensor,
+    pub(crate) t: Tensor,
     pub(crate) elem: ElemType,
     pub(crate) address: AddressType,
 }
@@ -96,7 +96,7 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
         x: make(&[batch, n, stride])?,
         v: make(&[batch, reflectors, stride])?,
         tau: make(&[batch, reflectors])?,
-        gram: make(&[steps.len(), batch, widest, widest])?,
+        t: make(&[steps.len(), batch, widest, widest])?,
         elem: elems[1],
         address: address_type(batch * n.max(columns).max(reflectors) * stride),
     };
@@ -298,7 +298,7 @@ impl Work<'_> {
         let most = most_units(self.gpu);
         let units = (m - first).next_power_of_two().clamp(64.min(most), most);
         let rows = (m - first).div_ceil(units).next_power_of_two();
-        let gram = index * batch * self.widest * self.widest;
+        let t = index * batch * self.widest * self.widest;
         // SAFETY: the buffers have these extents; the panel and its reflectors are within them.
         unsafe {
             panels::panel::launch_unchecked(
@@ -309,7 +309,7 @@ impl Work<'_> {
                 self.x.gpu_arg()?,
                 self.v.gpu_arg()?,
                 self.tau.gpu_arg()?,
-                self.gram.gpu_arg()?,
+                self.t.gpu_arg()?,
                 batch,
                 m,
                 n,
@@ -317,7 +317,7 @@ impl Work<'_> {
                 self.stride,
                 first,
                 clear,
-                gram,
+                t,
                 width.min(k - first) as u32,
                 self.form(width, rows, units),
                 self.elem,
@@ -351,8 +351,7 @@ impl Work<'_> {
                 self.address,
                 x.gpu_arg()?,
                 self.v.gpu_arg()?,
-                self.tau.gpu_arg()?,
-                self.gram.gpu_arg()?,
+                self.t.gpu_arg()?,
                 batch,
                 m,
                 columns,

@@ -96,14 +96,16 @@ fn lanes_sum<A: Float>(value: A, #[comptime] count: usize, #[comptime] plane: us
 }
 
 /// Factorises the columns `first..first + used` of each matrix, by a cube: R goes back to `x`, the reflectors with their
-/// zeros, from row `clear` on, and ones to `v`, and the products of their pairs to `gram`. The others of `width` reflectors
-/// are zero.
+/// zeros, from row `clear` on, and ones to `v`, and their triangle, for which their product is `1 − V·T·Vᵀ`, to `t`. The
+/// others of `width` reflectors are zero.
+///
+/// Columns take turns in the first place: the code of a step is the same for all, as code that runs once is fetched slowly.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn panel<A: Float>(
     x: &mut [A],
     v: &mut [A],
     tau: &mut [A],
-    gram: &mut [A],
+    t: &mut [A],
     batch: usize,
     m: usize,
     n: usize,
@@ -111,7 +113,7 @@ pub fn panel<A: Float>(
     stride: usize,
     first: usize,
     clear: usize,
-    gram_start: usize,
+    t_start: usize,
     used: u32,
     #[comptime] form: Code,
     #[define(A)] _elem: ElemType,
@@ -134,65 +136,94 @@ pub fn panel<A: Float>(
             }
         }
     }
+    // A row of the triangle.
+    let mut line = Array::<A>::new(width);
     #[unroll]
-    for j in 0..width {
+    for c in 0..width {
+        line[c] = zero;
+    }
+    for j in 0..width as u32 {
+        let turn = (j % 2) as usize;
         let mut sums = Array::<A>::new(width);
-        let near = select(UNIT_POS > j as u32, held[comptime!(j * rows)], zero);
+        let near = select(UNIT_POS > j, held[0], zero);
         #[unroll]
         for c in 0..width {
             sums[c] = near * held[comptime!(c * rows)];
             #[unroll]
             for r in 1..rows {
-                sums[c] += held[comptime!(j * rows + r)] * held[comptime!(c * rows + r)];
+                sums[c] += held[r] * held[comptime!(c * rows + r)];
             }
         }
-        if UNIT_POS == j as u32 {
+        if UNIT_POS == j {
             #[unroll]
             for c in 0..width {
-                pivots[comptime!(j % 2 * width + c)] = held[comptime!(c * rows)];
+                pivots[turn * width + c] = held[comptime!(c * rows)];
             }
         }
-        sum_all::<A>(&mut sums, &mut scratch, comptime!(j % 2 * form.planes * width), width, form.plane);
-        let head = pivots[comptime!(j % 2 * width + j)];
-        let none = sums[j] == zero || sums[j] + head * head < least_norm::<A>(form.double);
-        let norm = (head * head + sums[j]).sqrt();
+        sum_all::<A>(&mut sums, &mut scratch, turn * comptime!(form.planes * width), width, form.plane);
+        let head = pivots[turn * width];
+        let none = sums[0] == zero || sums[0] + head * head < least_norm::<A>(form.double);
+        let norm = (head * head + sums[0]).sqrt();
         let beta = select(head > zero, -norm, norm);
         let factor = select(none, zero, A::from_int(1) / (head - beta));
         let scalar = select(none, zero, (beta - head) / beta);
+        let mut total = zero;
         #[unroll]
-        for c in 0..width {
-            let product = pivots[comptime!(j % 2 * width + c)] + factor * sums[c];
-            if comptime!(c > j) {
-                let weight = scalar * product;
-                let step = weight * factor;
-                let own = held[comptime!(c * rows)];
-                let below = own - step * held[comptime!(j * rows)];
-                held[comptime!(c * rows)] =
-                    select(UNIT_POS > j as u32, below, select(UNIT_POS == j as u32, own - weight, own));
-                #[unroll]
-                for r in 1..rows {
-                    let other = held[comptime!(j * rows + r)];
-                    held[comptime!(c * rows + r)] -= step * other;
-                }
-            } else if comptime!(c < j) && UNIT_POS == 0 && active {
-                gram[gram_start + (matrix * width + c) * width + j] = product;
+        for c in 1..width {
+            let product = pivots[turn * width + c] + factor * sums[c];
+            total += line[c] * product;
+            let weight = select(j + (c as u32) < width as u32, scalar * product, zero);
+            let step = weight * factor;
+            let own = held[comptime!(c * rows)];
+            let below = own - step * held[0];
+            held[comptime!(c * rows)] = select(UNIT_POS > j, below, select(UNIT_POS == j, own - weight, own));
+            #[unroll]
+            for r in 1..rows {
+                let other = held[r];
+                held[comptime!(c * rows + r)] -= step * other;
             }
         }
-        let own = held[comptime!(j * rows)];
+        let last = select(UNIT_POS == j, scalar, zero - scalar * total);
+        let own = held[0];
         let diagonal = select(none, head, beta);
-        held[comptime!(j * rows)] =
-            select(UNIT_POS > j as u32, own * factor, select(UNIT_POS == j as u32, diagonal, own));
+        held[0] = select(UNIT_POS > j, own * factor, select(UNIT_POS == j, diagonal, own));
         #[unroll]
         for r in 1..rows {
-            held[comptime!(j * rows + r)] *= factor;
+            held[r] *= factor;
         }
+        rotate::<A>(&mut held, width, rows);
+        #[unroll]
+        for c in 1..width {
+            line[comptime!(c - 1)] = line[c];
+        }
+        line[comptime!(width - 1)] = last;
         if UNIT_POS == 0 && active {
-            tau[matrix * reflectors + first + j] = scalar;
+            tau[matrix * reflectors + first + j as usize] = scalar;
         }
     }
     if active {
+        if unit < width {
+            #[unroll]
+            for c in 0..width {
+                t[t_start + (matrix * width + unit) * width + c] = line[c];
+            }
+        }
         let place = Place { column: matrix * n + first, line: matrix * reflectors + first, m, stride, first, clear };
         store_panel::<A>(&held, x, v, &place, used, form);
+    }
+}
+
+/// Moves each of `width` columns of `rows` elements a place ahead, and the first one to the end.
+#[cube]
+fn rotate<A: Float>(held: &mut Array<A>, #[comptime] width: usize, #[comptime] rows: usize) {
+    #[unroll]
+    for r in 0..rows {
+        let first = held[r];
+        #[unroll]
+        for c in 1..width {
+            held[comptime!((c - 1) * rows + r)] = held[comptime!(c * rows + r)];
+        }
+        held[comptime!((width - 1) * rows + r)] = first;
     }
 }
 
@@ -264,8 +295,7 @@ fn least_norm<A: Float>(#[comptime] double: bool) -> A {
 pub fn apply<A: Float>(
     x: &mut [A],
     v: &[A],
-    tau: &[A],
-    gram: &[A],
+    t: &[A],
     batch: usize,
     m: usize,
     columns: usize,
@@ -274,7 +304,7 @@ pub fn apply<A: Float>(
     first: usize,
     from: usize,
     count: usize,
-    gram_start: usize,
+    t_start: usize,
     #[comptime] forward: bool,
     #[comptime] form: Code,
     #[define(A)] _elem: ElemType,
@@ -302,19 +332,24 @@ pub fn apply<A: Float>(
         }
     }
     sum_all::<A>(&mut sums, &mut scratch, 0, width, form.plane);
-    if active {
+    let mut weights = Shared::<[A]>::new_slice(width);
+    let unit = UNIT_POS as usize;
+    if active && unit < width {
+        let base = t_start + matrix * width * width;
+        let mut sum = A::from_int(0);
         #[unroll]
-        for step in 0..width {
-            let j = comptime!(if forward { step } else { width - 1 - step });
-            #[unroll]
-            for before in 0..step {
-                let i = comptime!(if forward { before } else { width - 1 - before });
-                let (low, high) = (comptime!(if i < j { i } else { j }), comptime!(if i < j { j } else { i }));
-                let earlier = sums[i];
-                sums[j] -= earlier * gram[gram_start + (matrix * width + low) * width + high];
-            }
-            sums[j] *= tau[matrix * reflectors + first + j];
+        for c in 0..width {
+            let at = if comptime!(forward) { c * width + unit } else { unit * width + c };
+            sum += t[base + at] * sums[c];
         }
+        weights[unit] = sum;
+    }
+    sync_cube();
+    #[unroll]
+    for c in 0..width {
+        sums[c] = weights[c];
+    }
+    if active {
         let mut row = first + UNIT_POS as usize;
         while row < m {
             let mut value = x[start + row];
