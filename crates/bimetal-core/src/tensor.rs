@@ -115,6 +115,28 @@ impl Tensor {
         Err(Error::Runtime { op, device: gpu.device().to_string(), reason })
     }
 
+    /// A tensor over the start of a GPU's buffer, as [`Gpu::alloc`] gives it.
+    ///
+    /// # Errors
+    /// A buffer that is too short.
+    ///
+    /// ```
+    /// use bimetal_core::{DType, Device, Gpu, Shape, Spec, Tensor};
+    /// if let Ok(gpu) = Gpu::get(Device::Cuda(0)) {
+    ///     let handle = gpu.alloc(64);
+    ///     let tensor = Tensor::over_handle(Spec::new(Shape::new(&[4, 4])?, DType::F32), gpu, handle)?;
+    ///     assert_eq!(tensor.device(), gpu.device());
+    /// }
+    /// # Ok::<(), bimetal_core::Error>(())
+    /// ```
+    pub fn over_handle(spec: Spec, gpu: &Gpu, handle: Handle) -> Result<Self> {
+        if handle.size() < spec.bytes() as u64 {
+            let expected = format!("a buffer of at least {} bytes, got {}", spec.bytes(), handle.size());
+            return Err(Error::argument("over_handle", "handle", expected));
+        }
+        Ok(Self::over_gpu(spec, Gpu::get(gpu.device())?, handle))
+    }
+
     /// A tensor over the whole of a GPU's buffer.
     pub(crate) fn over_gpu(spec: Spec, gpu: &'static Gpu, handle: Handle) -> Self {
         Self { spec, offset: 0, storage: Storage::Gpu { gpu, handle, owner: Arc::new(()) } }

@@ -7,8 +7,8 @@
 mod kernels;
 
 use self::kernels::{copy_in, copy_out, judge, solve_vectors, update_tiles};
-use bimetal_core::gpu::{Product, counted};
 use bimetal_core::gpu::kernel::address_type;
+use bimetal_core::gpu::{Product, counted};
 use bimetal_core::{DType, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -288,32 +288,26 @@ impl<'a> Work<'a> {
 
     /// `C ← C − A·B` within this memory for a sum over any `k`, by the vendor's library where there is one: rows or columns of
     /// all three are next to each other. With `lower` what is above the diagonal need not be made.
-    pub(crate) fn subtract_product(
-        &self,
-        [c, a, b]: [Place; 3],
-        [m, n, k]: [usize; 3],
-        lower: bool,
-    ) -> Result<()> {
+    pub(crate) fn subtract_product(&self, [c, a, b]: [Place; 3], [m, n, k]: [usize; 3], lower: bool) -> Result<()> {
         if m == 0 || n == 0 || k == 0 {
             return Ok(());
         }
         let spec = Spec::new(Shape::new(&[self.count, self.batch])?, self.dtype);
-        let all = Tensor::from_gpu_handle(spec, self.gpu.device(), self.handle.clone());
-        // A result whose columns are next to each other is made transposed.
+        let all = Tensor::over_handle(spec, self.gpu, self.handle.clone())?;
+        // A result whose columns are not next to each other is made transposed.
         let turned = c.column != 1;
-        let [a, b, c] = if turned { [b.transposed(), a.transposed(), c.transposed()] } else { [a, b, c] };
-        let [m, n] = if turned { [n, m] } else { [m, n] };
+        let [x, y, z] = if turned { [b.transposed(), a.transposed(), c.transposed()] } else { [a, b, c] };
         let step = |place: Place| if place.column == 1 { place.row } else { place.column };
         let product = Product {
             batch: self.count,
-            m,
-            n,
+            m: if turned { n } else { m },
+            n: if turned { m } else { n },
             k,
-            a_transposed: a.column != 1,
-            b_transposed: b.column != 1,
+            a_transposed: x.column != 1,
+            b_transposed: y.column != 1,
             strides: [self.batch; 3],
-            starts: [a.start, b.start, c.start],
-            rows: [step(a), step(b), step(c)],
+            starts: [x.start, y.start, z.start],
+            rows: [step(x), step(y), step(z)],
             tf32: false,
         };
         if self.gpu.gemm(&product, -1.0, 1.0, &all, &all, &all)? {
@@ -321,7 +315,7 @@ impl<'a> Work<'a> {
         }
         for first in (0..k).step_by(BLOCK) {
             let places = [c, a.at(0, first), b.at(first, 0)];
-            self.update(None, places, [m, n, BLOCK.min(k - first)], lower && !turned)?;
+            self.update(None, places, [m, n, BLOCK.min(k - first)], lower)?;
         }
         Ok(())
     }

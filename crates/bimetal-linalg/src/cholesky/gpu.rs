@@ -138,7 +138,13 @@ fn large(gpu: &Gpu, upper: bool, [count, n]: [usize; 2], a: &Tensor, l: &Tensor,
     Ok(())
 }
 
-pub(super) fn solve(gpu: &Gpu, upper: bool, system: System, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
+pub(super) fn solve(
+    gpu: &Gpu,
+    upper: bool,
+    system: System,
+    inputs: &[&Tensor],
+    outputs: &mut [&mut Tensor],
+) -> Result<()> {
     let System { count, n, k } = system;
     let [x, status] = outputs else { unreachable!("the outputs were checked") };
     if count == 0 {

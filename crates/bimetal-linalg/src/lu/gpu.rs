@@ -3,12 +3,13 @@
 
 mod determinant;
 mod large;
+mod panels;
 mod rows;
 
 use self::determinant::{logarithm, scaled, signum, unscaled};
 use super::Kind;
 use super::cpu::Extents;
-use crate::blocks::{copied_bytes, elems, not_finite, working};
+use crate::blocks::{elems, not_finite, working};
 use crate::small::rounded;
 use bimetal_core::gpu::kernel::address_type;
 use bimetal_core::{DType, Gpu, Result, Tensor};
@@ -115,7 +116,7 @@ fn columns_beside(gpu: &Gpu, dtype: DType, [m, n]: [usize; 2], sides: usize) -> 
 /// Bytes that factors take beside inputs and outputs.
 pub(crate) fn scratch(gpu: &Gpu, [count, m, n]: [usize; 3], dtype: DType) -> usize {
     let in_one_launch = m == n && crate::rows::fit(gpu, n) || columns_beside(gpu, working(dtype), [m, n], 0).is_some();
-    if count == 0 || in_one_launch { 0 } else { copied_bytes(dtype, count, m * n) }
+    if count == 0 || in_one_launch { 0 } else { large::scratch(gpu, [count, m, n], dtype) }
 }
 
 /// Bytes of shared memory for the search of all teams, their flags, and what a compiler may add.

@@ -10,7 +10,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 /// Tiles along each side of the squares that are compiled for, and of the rows below them.
-const TILES: [usize; 4] = [3, 4, 6, 8];
+const TILES: [usize; 2] = [4, 8];
 const BELOW: usize = 2;
 
 /// What the kernels' code depends on.
@@ -123,7 +123,7 @@ fn eliminate<A: Float>(
 /// One cube for each matrix of order `n`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn whole<I: Float, A: Float>(
-    a: &[I],
+    input: &[I],
     l: &mut [I],
     status: &mut [i32],
     count: usize,
@@ -150,7 +150,7 @@ pub fn whole<I: Float, A: Float>(
             let (i, j) = (y + comptime!((a * side) as u32), x + comptime!((b * side) as u32));
             let mut value = A::cast_from(i == j);
             if i < n && j <= i {
-                value = A::cast_from(a_at::<I>(a, from, i, j, n, code));
+                value = A::cast_from(element::<I>(input, from, i, j, n, code));
                 if not_finite::<A>(value, code.double) {
                     bad[0] = 1i32;
                 }
@@ -187,9 +187,9 @@ pub fn whole<I: Float, A: Float>(
 
 /// Element (`i`, `j`) of a matrix of order `n`.
 #[cube]
-fn a_at<I: Float>(a: &[I], from: usize, i: u32, j: u32, n: u32, #[comptime] code: Code) -> I {
+fn element<I: Float>(input: &[I], from: usize, i: u32, j: u32, n: u32, #[comptime] code: Code) -> I {
     let at = if comptime!(code.upper) { j * n + i } else { i * n + j };
-    a[from + at as usize]
+    input[from + at as usize]
 }
 
 /// Factors the square of `size` columns on the diagonal from number `start` on, and the rows below it: a cube for each matrix and

@@ -1,16 +1,86 @@
-//! LU by blocks in the device's memory: a panel of columns, exchanges of rows, a triangular solve and an update each.
+//! LU of large matrices in the device's memory, transposed: panels of columns, each followed by the columns of its block, blocks
+//! by those of their group, and groups by all others, right-hand sides among them, mostly by products.
 
 use super::super::Kind;
 use super::super::cpu::Extents;
 use super::determinant::{logarithm, scaled, signum, unscaled};
-use crate::blocks::{BLOCK, Place, Work};
-use bimetal_core::{Gpu, Result, Tensor};
+use super::panels::{self, Code, Lines, LinesLaunch, MOVED, MOVERS};
+use crate::blocks::{BLOCK, Place, Work, elems, working};
+use crate::qr::gpu::blocked::widest;
+use crate::qr::gpu::moves::{PART, TILE, TILE_UNITS};
+use bimetal_core::gpu::counted;
+use bimetal_core::{DType, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-/// Units that factor a panel.
+/// How panels are given to units.
+struct Params {
+    /// Units that factor a panel, and that take a column after it.
+    units: usize,
+    following: usize,
+    /// Elements that a unit holds of a panel: taller matrices have narrower panels.
+    held: usize,
+    /// Columns of a block and of a group.
+    block: usize,
+    group: usize,
+}
+
+const PARAMS: Params = Params { units: 512, following: 256, held: 64, block: 64, group: 256 };
+
+/// Units of the kernels for all elements.
 const UNITS: u32 = 256;
+
+/// A panel's first column and its columns.
+#[derive(Clone, Copy)]
+struct Step {
+    first: usize,
+    used: usize,
+}
+
+/// Columns of the panels of a matrix of `m` rows, rows of each unit, and units: none in registers where there are too many.
+fn code(gpu: &Gpu, m: usize) -> Code {
+    let most = PARAMS.units.min(gpu.max_units as usize).min(16 * gpu.plane.1 as usize);
+    let units = m.next_power_of_two().clamp(64.min(most), most);
+    let rows = m.div_ceil(units).next_power_of_two();
+    let planes = units.div_ceil(gpu.plane.0 as usize);
+    let mut width = widest(gpu);
+    while width > 1 && rows * width > PARAMS.held {
+        width /= 2;
+    }
+    Code { width, rows: if rows > PARAMS.held { 0 } else { rows }, units, planes }
+}
+
+/// Matrices and right-hand sides in working memory.
+struct Columns<'a> {
+    work: Work<'a>,
+    lines: Lines,
+    m: usize,
+    code: Code,
+    pivots: Handle,
+    most_pivots: usize,
+    moves: Handle,
+}
+
+/// Elements from one column to the next.
+fn stride(gpu: &Gpu, m: usize) -> usize {
+    m.next_multiple_of(if gpu.has_gemm() { 64 } else { 1 })
+}
+
+/// Elements of the list of moves for each matrix.
+fn moves_of(code: Code, r: usize) -> usize {
+    r.div_ceil(code.width) * 4 * code.width
+}
+
+fn flags_of(m: usize, n: usize) -> usize {
+    m.div_ceil(PART) * n.div_ceil(TILE)
+}
+
+/// Bytes that factors take beside inputs and outputs.
+pub(super) fn scratch(gpu: &Gpu, [count, m, n]: [usize; 3], dtype: DType) -> usize {
+    let columns = counted(count * n * stride(gpu, m) * working(dtype).size());
+    columns + counted(count * flags_of(m, n) * 4) + counted(count * moves_of(code(gpu, m), m.min(n)) * 4)
+}
 
 pub(super) fn run(
     gpu: &Gpu,
@@ -23,328 +93,387 @@ pub(super) fn run(
     let r = m.min(n);
     let (last, first) = outputs.split_last().expect("the outputs were checked");
     let status: &Tensor = last;
-    let (work, flags, chunks) = Work::copied(gpu, inputs[0], count, n, 0)?;
     let pivots = match first.get(1) {
         Some(pivots) if kind == Kind::Lu => pivots.gpu_handle()?,
         _ => gpu.alloc(count * r * 4),
     };
-    let pivots = Pivots { handle: pivots, count, r };
-    let right = match (kind, inputs.get(1)) {
-        (Kind::Solve, Some(b)) => {
-            let (right, more, right_chunks) = Work::copied(gpu, b, count, k, 0)?;
-            right.verdict(status, &[(&flags, chunks), (&more, right_chunks)], None)?;
-            Some(right)
-        }
-        (Kind::Inv, _) => {
-            work.verdict(status, &[(&flags, chunks)], None)?;
-            Some(identity(&work, n)?)
-        }
-        _ => {
-            work.verdict(status, &[(&flags, chunks)], None)?;
-            None
-        }
+    let sides = match kind {
+        Kind::Inv => n,
+        Kind::Solve => k,
+        _ => 0,
     };
-    factor(&work, [m, n], &pivots, status)?;
-    let sides = if kind == Kind::Inv { n } else { k };
-    match right {
-        Some(right) => {
-            let (triangle, place) =
-                (Place { start: 0, row: n, column: 1 }, Place { start: 0, row: sides, column: 1 });
-            exchange(&right, &pivots, [0, n], sides, [0, sides])?;
-            right.substitute(&work, triangle, place, [n, sides], [true, false])?;
-            right.substitute(&work, triangle, place, [n, sides], [false, true])?;
-            right.finish(first[0], status, sides, 0, true)
+    let lines = Lines { batch: count, count: n + sides, stride: stride(gpu, m) };
+    let code = code(gpu, m);
+    let columns = Columns {
+        work: Work::new(gpu, inputs[0].dtype(), count, lines.count * lines.stride),
+        lines,
+        m,
+        code,
+        pivots,
+        most_pivots: r,
+        moves: gpu.alloc(count * moves_of(code, r) * 4),
+    };
+    let flags = columns.load(inputs[0], n, 0)?;
+    let more = match (kind, inputs.get(1)) {
+        (Kind::Solve, Some(b)) => Some(columns.load(b, k, n)?),
+        _ => None,
+    };
+    let both: Vec<_> = std::iter::once(&flags).chain(&more).map(|(handle, count)| (handle, *count)).collect();
+    columns.work.verdict(status, &both, None)?;
+    if kind == Kind::Inv {
+        columns.identities(n)?;
+    }
+    columns.factor(r, status)?;
+    match kind {
+        Kind::Solve | Kind::Inv => {
+            columns.substitute(n, sides)?;
+            columns.store(first[0], status, [n, sides], n, true)
         }
-        None if kind == Kind::Lu => {
-            work.finish(first[0], status, n, 0, false)?;
-            clear(&pivots, gpu, status)
+        Kind::Lu => {
+            columns.store(first[0], status, [m, n], 0, false)?;
+            columns.clear_pivots(status)
         }
-        None => determinants(&work, kind, n, &pivots, first, status),
+        _ => columns.determinants(kind, n, first, status),
     }
 }
 
-/// The exchanges of each matrix, from 1.
-struct Pivots {
-    handle: Handle,
-    count: usize,
-    r: usize,
-}
-
-impl Pivots {
-    fn arg(&self) -> BufferArg {
-        // SAFETY: there are `r` for each matrix.
-        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.count * self.r) }
+impl Columns<'_> {
+    fn lines(&self) -> LinesLaunch {
+        LinesLaunch::new(self.lines.batch, self.lines.count, self.lines.stride)
     }
-}
 
-fn factor(work: &Work, [m, n]: [usize; 2], pivots: &Pivots, status: &Tensor) -> Result<()> {
-    let whole = Place { start: 0, row: n, column: 1 };
-    for start in (0..m.min(n)).step_by(BLOCK) {
-        let size = BLOCK.min(m.min(n) - start);
-        let next = start + size;
-        // SAFETY: the panel lies within the matrices.
+    fn pivots(&self) -> BufferArg {
+        let total = self.lines.batch * self.most_pivots;
+        // SAFETY: there are so many for each matrix.
+        unsafe { BufferArg::from_raw_parts(self.pivots.clone(), total) }
+    }
+
+    fn moves(&self) -> BufferArg {
+        let total = self.lines.batch * moves_of(self.code, self.most_pivots);
+        // SAFETY: the buffer was allocated with this length.
+        unsafe { BufferArg::from_raw_parts(self.moves.clone(), total) }
+    }
+
+    /// Where the moves of the panel that starts at a column are.
+    fn moves_start(&self, first: usize) -> usize {
+        first / self.code.width * self.lines.batch * 4 * self.code.width
+    }
+
+    /// Element (row, column), as rows and columns of the matrices.
+    fn place(&self) -> Place {
+        Place { start: 0, row: 1, column: self.lines.stride }
+    }
+
+    /// Fills the lines from `first` on with the columns of matrices of `n`; flags of what is not finite, and how many for each.
+    fn load(&self, a: &Tensor, n: usize, first: usize) -> Result<(Handle, usize)> {
+        let Self { work, lines, m, .. } = self;
+        let flags = flags_of(*m, n);
+        let handle = work.gpu.alloc(lines.batch * flags * 4);
+        // SAFETY: the matrices have these extents, and there is a flag for each part of each.
         unsafe {
-            panel::launch_unchecked(
+            panels::load::launch_unchecked(
                 work.gpu.client(),
-                work.gpu.cubes(work.count),
+                work.gpu.cubes(lines.batch * flags),
+                CubeDim::new_1d(TILE_UNITS as u32),
+                work.address(),
+                a.gpu_arg()?,
+                work.arg(),
+                BufferArg::from_raw_parts(handle.clone(), lines.batch * flags),
+                self.lines(),
+                *m,
+                n,
+                first,
+                work.double(),
+                elems(work.gpu, a.dtype())?,
+            );
+        }
+        Ok((handle, flags))
+    }
+
+    fn identities(&self, n: usize) -> Result<()> {
+        let work = &self.work;
+        // SAFETY: there are `n` lines from line `n` on.
+        unsafe {
+            panels::identities::launch_unchecked(
+                work.gpu.client(),
+                work.gpu.cubes((self.lines.batch * n * n).div_ceil(UNITS as usize)),
                 CubeDim::new_1d(UNITS),
                 work.address(),
                 work.arg(),
-                pivots.arg(),
-                status.gpu_arg()?,
-                work.count,
-                m as u32,
-                n as u32,
-                start as u32,
-                size as u32,
-                pivots.r,
-                work.batch,
+                self.lines(),
+                n,
+                n,
                 work.gpu.elem(work.dtype)?,
             );
         }
-        exchange(work, pivots, [start, size], n, [0, start])?;
-        exchange(work, pivots, [start, size], n, [next, n - next])?;
-        let corner = whole.at(start, start);
-        let beside = whole.at(start, next);
-        work.solve(None, corner, beside, [size, n - next], [true, false])?;
-        let places = [whole.at(next, next), whole.at(next, start), beside];
-        work.update(None, places, [m - next, n - next, size], false)?;
+        Ok(())
     }
-    Ok(())
-}
 
-/// Exchanges rows in columns `from..from + columns` of matrices of `n` columns, by pivots `first..first + size`.
-fn exchange(
-    work: &Work,
-    pivots: &Pivots,
-    [first, size]: [usize; 2],
-    n: usize,
-    [from, columns]: [usize; 2],
-) -> Result<()> {
-    if columns == 0 {
-        return Ok(());
-    }
-    // SAFETY: the rows and columns lie within the matrices.
-    unsafe {
-        exchange_rows::launch_unchecked(
-            work.gpu.client(),
-            work.gpu.cubes(work.count * columns.div_ceil(UNITS as usize)),
-            CubeDim::new_1d(UNITS),
-            work.address(),
-            work.arg(),
-            pivots.arg(),
-            work.count,
-            first as u32,
-            size as u32,
-            n as u32,
-            from as u32,
-            columns as u32,
-            pivots.r,
-            work.batch,
-            work.gpu.elem(work.dtype)?,
-        );
-    }
-    Ok(())
-}
-
-fn identity<'a>(like: &Work<'a>, n: usize) -> Result<Work<'a>> {
-    let work = Work { handle: like.gpu.alloc(like.count * n * n * like.dtype.size()), ..like.clone() };
-    // SAFETY: the buffer holds `count` matrices of order `n`.
-    unsafe {
-        identities::launch_unchecked(
-            work.gpu.client(),
-            work.gpu.cubes((work.count * n * n).div_ceil(UNITS as usize)),
-            CubeDim::new_1d(UNITS),
-            work.address(),
-            work.arg(),
-            work.count * n * n,
-            n as u32,
-            work.gpu.elem(work.dtype)?,
-        );
-    }
-    Ok(work)
-}
-
-/// A matrix that is not finite has no pivots.
-fn clear(pivots: &Pivots, gpu: &Gpu, status: &Tensor) -> Result<()> {
-    let total = pivots.count * pivots.r;
-    // SAFETY: there are as many pivots, and a status for each matrix.
-    unsafe {
-        clear_pivots::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(total.div_ceil(UNITS as usize)),
-            CubeDim::new_1d(UNITS),
-            pivots.arg(),
-            status.gpu_arg()?,
-            total as u32,
-            pivots.r as u32,
-        );
-    }
-    Ok(())
-}
-
-fn determinants(
-    work: &Work,
-    kind: Kind,
-    n: usize,
-    pivots: &Pivots,
-    outputs: &[&mut Tensor],
-    status: &Tensor,
-) -> Result<()> {
-    let elems = [work.gpu.elem(outputs[0].dtype())?, work.gpu.elem(work.dtype)?];
-    // SAFETY: a value for each of `count` matrices.
-    unsafe {
-        from_diagonals::launch_unchecked(
-            work.gpu.client(),
-            work.gpu.cubes(work.count.div_ceil(UNITS as usize)),
-            CubeDim::new_1d(UNITS),
-            work.address(),
-            work.arg(),
-            pivots.arg(),
-            outputs[0].gpu_arg()?,
-            match outputs.get(1) {
-                Some(second) => second.gpu_arg()?,
-                None => work.dummy(),
-            },
-            status.gpu_arg()?,
-            work.count as u32,
-            n as u32,
-            InputScalar::new(f64::NAN, elems[1]),
-            InputScalar::new(f64::NEG_INFINITY, elems[1]),
-            kind == Kind::Slogdet,
-            work.double(),
-            elems,
-        );
-    }
-    Ok(())
-}
-
-/// A cube for each matrix factors `size` columns from row and column `start` on, exchanging rows within them.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn panel<A: Float>(
-    w: &mut [A],
-    pivots: &mut [i32],
-    status: &mut [i32],
-    count: usize,
-    m: u32,
-    n: u32,
-    start: u32,
-    size: u32,
-    r: usize,
-    batch: usize,
-    #[define(A)] _elem: ElemType,
-) {
-    let mut sizes = Shared::<[A]>::new_slice(comptime!(UNITS as usize));
-    let mut places = Shared::<[u32]>::new_slice(comptime!(UNITS as usize));
-    let mut top = Shared::<[A]>::new_slice(BLOCK);
-    let unit = UNIT_POS as usize;
-    let (m, n, start, size) = (m as usize, n as usize, start as usize, size as usize);
-    let from = min(CUBE_POS, count - 1) * batch;
-    let matrix = min(CUBE_POS, count - 1);
-    // Cubes past the last matrix have no rows, but all the barriers.
-    let rows = select(CUBE_POS < count, m, 0usize);
-    let mut info = status[matrix];
-    for c in 0..size {
-        let k = start + c;
-        let mut best = A::new(-1.0);
-        let mut place = k as u32;
-        let mut i = k + unit;
-        while i < rows {
-            let candidate = w[from + i * n + k].abs();
-            let more = candidate > best;
-            best = select(more, candidate, best);
-            place = select(more, i as u32, place);
-            i += CUBE_DIM as usize;
+    fn store(
+        &self,
+        out: &Tensor,
+        status: &Tensor,
+        [m, n]: [usize; 2],
+        first: usize,
+        positive_fails: bool,
+    ) -> Result<()> {
+        let work = &self.work;
+        let elems = elems(work.gpu, out.dtype())?;
+        // SAFETY: the lines from `first` on hold matrices of these extents.
+        unsafe {
+            panels::store::launch_unchecked(
+                work.gpu.client(),
+                work.gpu.cubes(self.lines.batch * m.div_ceil(TILE) * n.div_ceil(TILE)),
+                CubeDim::new_1d(TILE_UNITS as u32),
+                work.address(),
+                work.arg(),
+                out.gpu_arg()?,
+                status.gpu_arg()?,
+                self.lines(),
+                m,
+                n,
+                first,
+                InputScalar::new(f64::NAN, elems[1]),
+                positive_fails,
+                elems,
+            );
         }
-        sizes[unit] = best;
-        places[unit] = place;
-        let mut half = CUBE_DIM as usize / 2;
-        while half > 0 {
-            sync_cube();
-            if unit < half {
-                let candidate = sizes[unit + half];
-                let own = places[unit + half];
-                if candidate > sizes[unit] || (candidate == sizes[unit] && own < places[unit]) {
-                    sizes[unit] = candidate;
-                    places[unit] = own;
+        Ok(())
+    }
+
+    /// Factors the first `r` columns, and takes all other lines along.
+    fn factor(&self, r: usize, status: &Tensor) -> Result<()> {
+        let all = self.lines.count;
+        let (block, group) = (PARAMS.block, PARAMS.group);
+        for start in (0..r).step_by(group) {
+            let group_end = r.min(start + group);
+            for first in (start..group_end).step_by(block) {
+                let end = group_end.min(first + block);
+                for column in (first..end).step_by(self.code.width) {
+                    let step = Step { first: column, used: self.code.width.min(end - column) };
+                    self.panel(step, status)?;
+                    self.follow(step, end)?;
                 }
+                self.exchange([first, end], [start, first])?;
+                self.exchange([first, end], [end, group_end])?;
+                self.update([first, end], [end, group_end])?;
             }
-            half /= 2;
-        }
-        sync_cube();
-        let p = places[0] as usize;
-        let zero = sizes[0] <= A::new(0.0);
-        if zero && info == 0i32 {
-            info = k as i32 + 1i32;
-        }
-        if unit < size && rows > 0 {
-            let other = w[from + p * n + start + unit];
-            if p != k {
-                w[from + p * n + start + unit] = w[from + k * n + start + unit];
-                w[from + k * n + start + unit] = other;
+            self.exchange([start, group_end], [0, start])?;
+            self.exchange([start, group_end], [group_end, all])?;
+            // The rows of the group, block by block, and then those below.
+            for first in (start..group_end).step_by(block) {
+                let end = group_end.min(first + block);
+                self.solve([first, end], [group_end, all])?;
+                self.subtract([end, group_end], [first, end], [group_end, all])?;
             }
-            top[unit] = other;
+            self.subtract([group_end, self.m], [start, group_end], [group_end, all])?;
         }
-        if unit == 0 && rows > 0 {
-            pivots[matrix * r + k] = p as i32 + 1i32;
-        }
-        sync_storage();
-        let pivot = select(zero, A::new(1.0), top[c]);
-        let mut i = k + 1 + unit;
-        while i < rows {
-            let factor = w[from + i * n + k] / pivot;
-            w[from + i * n + k] = factor;
-            for j in (c + 1)..size {
-                let at = from + i * n + start + j;
-                w[at] = w[at] - factor * top[j];
-            }
-            i += CUBE_DIM as usize;
-        }
-        sync_storage();
+        Ok(())
     }
-    if unit == 0 && rows > 0 {
-        status[matrix] = info;
-    }
-}
 
-/// A unit for each column.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn exchange_rows<A: Float>(
-    w: &mut [A],
-    pivots: &[i32],
-    count: usize,
-    first: u32,
-    size: u32,
-    n: u32,
-    start: u32,
-    columns: u32,
-    r: usize,
-    batch: usize,
-    #[define(A)] _elem: ElemType,
-) {
-    let groups = columns.div_ceil(CUBE_DIM) as usize;
-    let matrix = CUBE_POS / groups;
-    let column = (CUBE_POS % groups) as u32 * CUBE_DIM + UNIT_POS;
-    if matrix < count && column < columns {
-        let from = matrix * batch + (start + column) as usize;
-        for c in 0..size {
-            let k = (first + c) as usize;
-            let p = pivots[matrix * r + k] as usize - 1;
-            if p != k {
-                let (above, below) = (w[from + k * n as usize], w[from + p * n as usize]);
-                w[from + k * n as usize] = below;
-                w[from + p * n as usize] = above;
+    fn panel(&self, step: Step, status: &Tensor) -> Result<()> {
+        let Self { work, lines, m, code, .. } = self;
+        let gpu = work.gpu;
+        let moves = self.moves_start(step.first);
+        // SAFETY: the panel lies within the matrices; there is room for its pivots and moves.
+        unsafe {
+            if code.rows == 0 {
+                panels::long_column::launch_unchecked(
+                    gpu.client(),
+                    gpu.cubes(lines.batch),
+                    CubeDim::new_1d(code.units as u32),
+                    work.address(),
+                    work.arg(),
+                    self.pivots(),
+                    self.moves(),
+                    status.gpu_arg()?,
+                    self.lines(),
+                    *m as u32,
+                    step.first as u32,
+                    self.most_pivots,
+                    moves,
+                    *code,
+                    gpu.elem(work.dtype)?,
+                );
+                return Ok(());
+            }
+            let rows = (m - step.first).div_ceil(code.units).next_power_of_two();
+            panels::panel::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(lines.batch),
+                CubeDim::new_1d(code.units as u32),
+                work.address(),
+                work.arg(),
+                self.pivots(),
+                self.moves(),
+                status.gpu_arg()?,
+                self.lines(),
+                *m as u32,
+                step.first as u32,
+                step.used as u32,
+                self.most_pivots,
+                moves,
+                Code { rows, ..*code },
+                gpu.elem(work.dtype)?,
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes the other columns of a block along.
+    fn follow(&self, step: Step, end: usize) -> Result<()> {
+        let Self { work, lines, m, code, .. } = self;
+        let from = step.first + step.used;
+        if from >= end {
+            return Ok(());
+        }
+        let units = PARAMS.following.min(work.gpu.max_units as usize);
+        // SAFETY: the panel and the lines lie within the matrices.
+        unsafe {
+            panels::follow::launch_unchecked(
+                work.gpu.client(),
+                work.gpu.cubes(lines.batch * (end - from)),
+                CubeDim::new_1d(units as u32),
+                work.address(),
+                work.arg(),
+                self.moves(),
+                self.lines(),
+                *m as u32,
+                step.first as u32,
+                from,
+                end - from,
+                self.moves_start(step.first),
+                Code { rows: 0, units, ..*code },
+                work.gpu.elem(work.dtype)?,
+            );
+        }
+        Ok(())
+    }
+
+    /// Exchanges rows by the pivots of some columns in the lines `from..to`.
+    fn exchange(&self, [first, end]: [usize; 2], [from, to]: [usize; 2]) -> Result<()> {
+        if from >= to {
+            return Ok(());
+        }
+        let Self { work, lines, code, .. } = self;
+        let (units, elem) = (CubeDim::new_1d((MOVERS * MOVED) as u32), work.gpu.elem(work.dtype)?);
+        // SAFETY: the rows and lines lie within the matrices.
+        unsafe {
+            panels::exchange::launch_unchecked(
+                work.gpu.client(),
+                work.gpu.cubes((lines.batch * (to - from)).div_ceil(MOVED)),
+                units,
+                work.address(),
+                work.arg(),
+                self.moves(),
+                self.lines(),
+                from,
+                to - from,
+                self.moves_start(first),
+                (end - first).div_ceil(code.width) as u32,
+                code.width,
+                elem,
+            );
+        }
+        Ok(())
+    }
+
+    /// What a block of columns does to the lines `from..to`, whose rows are exchanged already.
+    fn update(&self, block: [usize; 2], lines: [usize; 2]) -> Result<()> {
+        self.solve(block, lines)?;
+        self.subtract([block[1], self.m], block, lines)
+    }
+
+    /// `X ← L⁻¹·X` with the triangle of a block of columns for its rows of the lines `from..to`.
+    fn solve(&self, [first, end]: [usize; 2], [from, to]: [usize; 2]) -> Result<()> {
+        if from >= to {
+            return Ok(());
+        }
+        for start in (first..end).step_by(BLOCK) {
+            let next = end.min(start + BLOCK);
+            let (corner, x) = (self.place().at(start, start), self.place().at(start, from));
+            self.work.solve(None, corner, x, [next - start, to - from], [true, false])?;
+            self.subtract([next, end], [start, next], [from, to])?;
+        }
+        Ok(())
+    }
+
+    /// Subtracts from rows of the lines `from..to` the product of these rows of some columns with the lines' rows of that number.
+    fn subtract(&self, [top, bottom]: [usize; 2], [first, end]: [usize; 2], [from, to]: [usize; 2]) -> Result<()> {
+        if top >= bottom || from >= to {
+            return Ok(());
+        }
+        let at = self.place();
+        let places = [at.at(top, from), at.at(top, first), at.at(first, from)];
+        self.work.subtract_product(places, [bottom - top, to - from, end - first], false)
+    }
+
+    /// `X ← U⁻¹·X` for the right-hand sides.
+    fn substitute(&self, n: usize, sides: usize) -> Result<()> {
+        let at = self.place();
+        let blocks = n.div_ceil(BLOCK);
+        // Two small triangles for one product with all rows above.
+        let pair = 2 * BLOCK;
+        for block in (0..blocks).rev() {
+            let (start, end) = (block * BLOCK, n.min((block + 1) * BLOCK));
+            self.work.solve(None, at.at(start, start), at.at(start, n), [end - start, sides], [false, true])?;
+            let top = start / pair * pair;
+            self.subtract([top, start], [start, end], [n, n + sides])?;
+            if start == top {
+                self.subtract([0, start], [start, n.min(start + pair)], [n, n + sides])?;
             }
         }
+        Ok(())
     }
-}
 
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn identities<A: Float>(w: &mut [A], total: usize, n: u32, #[define(A)] _elem: ElemType) {
-    let e = ABSOLUTE_POS;
-    if e < total {
-        let inside = e % (n as usize * n as usize);
-        w[e] = select(inside / n as usize == inside % n as usize, A::new(1.0), A::new(0.0));
+    /// A matrix that is not finite has no pivots.
+    fn clear_pivots(&self, status: &Tensor) -> Result<()> {
+        let total = self.lines.batch * self.most_pivots;
+        let gpu = self.work.gpu;
+        // SAFETY: there are as many pivots, and a status for each matrix.
+        unsafe {
+            clear_pivots::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(total.div_ceil(UNITS as usize)),
+                CubeDim::new_1d(UNITS),
+                self.pivots(),
+                status.gpu_arg()?,
+                total as u32,
+                self.most_pivots as u32,
+            );
+        }
+        Ok(())
+    }
+
+    fn determinants(&self, kind: Kind, n: usize, outputs: &[&mut Tensor], status: &Tensor) -> Result<()> {
+        let work = &self.work;
+        let elems = [work.gpu.elem(outputs[0].dtype())?, work.gpu.elem(work.dtype)?];
+        // SAFETY: a value for each of the matrices.
+        unsafe {
+            from_diagonals::launch_unchecked(
+                work.gpu.client(),
+                work.gpu.cubes(work.count.div_ceil(UNITS as usize)),
+                CubeDim::new_1d(UNITS),
+                work.address(),
+                work.arg(),
+                self.pivots(),
+                outputs[0].gpu_arg()?,
+                match outputs.get(1) {
+                    Some(second) => second.gpu_arg()?,
+                    None => work.dummy(),
+                },
+                status.gpu_arg()?,
+                work.count as u32,
+                self.lines(),
+                n as u32,
+                InputScalar::new(f64::NAN, elems[1]),
+                InputScalar::new(f64::NEG_INFINITY, elems[1]),
+                kind == Kind::Slogdet,
+                work.double(),
+                elems,
+            );
+        }
+        Ok(())
     }
 }
 
@@ -365,6 +494,7 @@ fn from_diagonals<I: Float, A: Float>(
     second: &mut [I],
     status: &mut [i32],
     count: u32,
+    lines: Lines,
     n: u32,
     nan: InputScalar,
     below: InputScalar,
@@ -386,7 +516,7 @@ fn from_diagonals<I: Float, A: Float>(
             state[0] = product;
             state[1] = A::new(0.0);
             for k in 0..n {
-                scaled::<A>(&mut state, w[matrix * n * n + k * (n + 1)]);
+                scaled::<A>(&mut state, w[(matrix * lines.count + k) * lines.stride + k]);
             }
             product = signum::<A>(state[0]);
             let value = select(product == A::new(0.0), below.get::<A>(), logarithm::<A>(&state, double));
@@ -396,7 +526,7 @@ fn from_diagonals<I: Float, A: Float>(
             state[0] = product;
             state[1] = A::new(0.0);
             for k in 0..n {
-                scaled::<A>(&mut state, w[matrix * n * n + k * (n + 1)]);
+                scaled::<A>(&mut state, w[(matrix * lines.count + k) * lines.stride + k]);
             }
             product = unscaled::<A>(&state);
         }
