@@ -252,7 +252,7 @@ impl Columns<'_> {
                 for column in (first..end).step_by(self.code.width) {
                     let step = Step { first: column, used: self.code.width.min(end - column) };
                     self.panel(step, status)?;
-                    self.follow(step, end)?;
+                    self.follow(step, [first, end])?;
                 }
                 self.exchange([first, end], [start, first])?;
                 self.exchange([first, end], [end, group_end])?;
@@ -320,11 +320,12 @@ impl Columns<'_> {
         Ok(())
     }
 
-    /// Takes the other columns of a block along.
-    fn follow(&self, step: Step, end: usize) -> Result<()> {
+    /// Takes the other columns `start..end` of a block along.
+    fn follow(&self, step: Step, [start, end]: [usize; 2]) -> Result<()> {
         let Self { work, lines, m, code, .. } = self;
         let from = step.first + step.used;
-        if from >= end {
+        let (before, after) = (step.first - start, end - from);
+        if before + after == 0 {
             return Ok(());
         }
         let units = PARAMS.following.min(work.gpu.max_units as usize);
@@ -332,7 +333,7 @@ impl Columns<'_> {
         unsafe {
             panels::follow::launch_unchecked(
                 work.gpu.client(),
-                work.gpu.cubes(lines.batch * (end - from)),
+                work.gpu.cubes(lines.batch * (before + after)),
                 CubeDim::new_1d(units as u32),
                 work.address(),
                 work.arg(),
@@ -340,8 +341,10 @@ impl Columns<'_> {
                 self.lines(),
                 *m as u32,
                 step.first as u32,
+                start,
+                before,
                 from,
-                end - from,
+                after,
                 self.moves_start(step.first),
                 Code { rows: 0, units, ..*code },
                 work.gpu.elem(work.dtype)?,

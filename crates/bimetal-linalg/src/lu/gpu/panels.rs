@@ -290,8 +290,8 @@ pub fn long_column<A: Float>(
     }
 }
 
-/// What a panel does to the columns after it, from `from` on, `count` of them: rows are exchanged, then `L⁻¹` above and an
-/// update below. A cube for each.
+/// What a panel does to the other columns of its block, `before` of them from `start` on and `count` from `from` on: rows are
+/// exchanged, and in those after it `L⁻¹` above and an update below. A cube for each.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn follow<A: Float>(
     x: &mut [A],
@@ -299,6 +299,8 @@ pub fn follow<A: Float>(
     lines: Lines,
     m: u32,
     first: u32,
+    start: usize,
+    before: usize,
     from: usize,
     count: usize,
     moves_start: usize,
@@ -308,9 +310,12 @@ pub fn follow<A: Float>(
     let width = comptime!(code.width);
     let mut corner = Shared::<[A]>::new_slice(comptime!(code.width * code.width));
     let mut top = Shared::<[A]>::new_slice(width);
-    let active = CUBE_POS < lines.batch * count;
-    let matrix = select(active, CUBE_POS / count, 0usize);
-    let own = (matrix * lines.count + from + CUBE_POS % count) * lines.stride;
+    let active = CUBE_POS < lines.batch * (before + count);
+    let matrix = select(active, CUBE_POS / (before + count), 0usize);
+    let number = CUBE_POS % (before + count);
+    let after = number >= before;
+    let line = select(after, from + number - min(number, before), start + number);
+    let own = (matrix * lines.count + line) * lines.stride;
     let panel = (matrix * lines.count + first as usize) * lines.stride;
     let unit = UNIT_POS as usize;
     let mut e = unit;
@@ -331,7 +336,7 @@ pub fn follow<A: Float>(
         }
     }
     sync_storage();
-    if unit < width {
+    if unit < width && after {
         top[unit] = value;
     } else if to != NONE {
         x[own + to as usize] = value;
@@ -350,7 +355,7 @@ pub fn follow<A: Float>(
             solved[i] -= corner[comptime!(j * width + i)] * known;
         }
     }
-    if active {
+    if active && after {
         #[unroll]
         for j in 0..width {
             if unit == j && first + (j as u32) < m {
