@@ -215,22 +215,3 @@ pub fn long_rows<A: Float>(
         sync_cube();
     }
 }
-
-/// `T` of each group of `size` reflectors, for which their product is `1 − Vᵀ·T·V`: `Tⱼₛ = τⱼ·(δⱼₛ − Σ Gⱼᵢ·Tᵢₛ)`, a sum
-/// over `i` > `j`, with the products `G` of their pairs. A cube for each group, a unit for each column.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn triangles<A: Float>(gram: &[A], tau: &[A], t: &mut [A], groups: usize, size: u32, #[define(A)] _elem: ElemType) {
-    let start = CUBE_POS * (size * size) as usize;
-    let s = UNIT_POS;
-    if CUBE_POS < groups && s < size {
-        for step in 0..size {
-            let j = size - 1 - step;
-            let mut sum = select(j == s, A::from_int(1), A::from_int(0));
-            // Below the diagonal there are zeros.
-            for i in j + 1..max(s, j) + 1 {
-                sum -= gram[start + (j * size + i) as usize] * t[start + (i * size + s) as usize];
-            }
-            t[start + (j * size + s) as usize] = tau[CUBE_POS * size as usize + j as usize] * sum;
-        }
-    }
-}

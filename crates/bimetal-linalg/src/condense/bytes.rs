@@ -21,18 +21,13 @@ impl Memory<'_> {
 impl Reflectors {
     /// Bytes of [`Reflectors::new`], and at most of [`Reflectors::apply`] to so many lines of `m` elements.
     fn bytes(memory: &Memory, [most, stride]: [usize; 2], zeros: bool, [lines, m]: [usize; 2]) -> usize {
-        let most = if zeros && memory.batch == 1 { most.next_multiple_of(Self::group(most)) } else { most };
+        let most = if zeros && memory.batch == 1 { most.next_multiple_of(group(most)) } else { most };
         let made = memory.bytes(most * stride) + memory.bytes(most);
         if m < PRODUCTS || !memory.gpu.has_gemm() || !stride.is_multiple_of(STRIDE) {
             return made;
         }
         let made = made + memory.bytes(lines * stride);
-        if memory.batch > 1 {
-            return made + Groups::bytes(memory.batch, [most, group(most), lines], memory.dtype.size());
-        }
-        let group = Self::group(most);
-        let pairs = most.next_multiple_of(group) * group;
-        made + 2 * memory.bytes(pairs) + 2 * memory.bytes(lines * group)
+        made + Groups::bytes(memory.batch, [most, group(most), lines], memory.dtype.size())
     }
 }
 

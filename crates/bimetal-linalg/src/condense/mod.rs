@@ -20,9 +20,8 @@ use crate::qr::gpu::blocked::group;
 use crate::qr::gpu::moves;
 use crate::qr::gpu::wy::{Groups, Lines};
 use back::Code;
-use bimetal_core::gpu::Product;
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
-use bimetal_core::{DType, Error, Gpu, Result, Shape, Spec, Tensor};
+use bimetal_core::{DType, Gpu, Result, Shape, Spec, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -36,9 +35,7 @@ const HELD: [usize; 5] = [4, 8, 16, 32, 64];
 const STAGED: usize = 16384;
 /// Elements of a row from which the vendor's products are used.
 const PRODUCTS: usize = 2049;
-/// Reflectors that are applied together by them: narrow products leave most processors idle.
-const GROUP: usize = 256;
-/// Reflectors and elements of a row come in multiples of this for them.
+/// Elements of a row come in multiples of this for them.
 const STRIDE: usize = 64;
 
 /// Memory of the computation's dtype for a batch.
@@ -198,7 +195,7 @@ impl Reflectors {
     /// are applied by products.
     fn new(memory: &Memory, [count, most, stride, shift]: [usize; 4], zeros: bool) -> Result<Self> {
         // Groups of one matrix are filled up.
-        let most = if zeros && memory.batch == 1 { most.next_multiple_of(Self::group(most)) } else { most };
+        let most = if zeros && memory.batch == 1 { most.next_multiple_of(group(most)) } else { most };
         let made = Self {
             v: memory.tensor(&[memory.batch, most, stride])?,
             tau: memory.tensor(&[memory.batch, most])?,
@@ -246,82 +243,11 @@ impl Reflectors {
             Ok(())
         };
         copy(false)?;
-        if batch == 1 {
-            if !self.apply_groups(memory, &x, lines)? {
-                return Ok(false);
-            }
-        } else {
-            let groups =
-                Groups::new(gpu, [&self.v, &self.tau], [self.count, group(self.count), lines], memory.elem()?)?;
-            groups.prepare(self.count)?;
-            groups.apply_all(self.count, Lines { x: &x, count: lines }, false, |_| 0)?;
-        }
+        let groups = Groups::new(gpu, [&self.v, &self.tau], [self.count, group(self.count), lines], memory.elem()?)?;
+        groups.prepare(self.count)?;
+        groups.apply_all(self.count, Lines { x: &x, count: lines }, false, |_| 0)?;
         copy(true)?;
         Ok(true)
-    }
-
-    /// How many of so many reflectors are applied together.
-    fn group(count: usize) -> usize {
-        count.next_multiple_of(STRIDE).clamp(STRIDE, GROUP)
-    }
-
-    /// `x − x·Vᵀ·Tᵀ·V` for the `lines` rows of one matrix and each group of reflectors, the last one first; false, and nothing
-    /// done, where the library refuses.
-    fn apply_groups(&self, memory: &Memory, x: &Tensor, lines: usize) -> Result<bool> {
-        let (gpu, stride, size) = (memory.gpu, self.stride, Self::group(self.most));
-        let groups = self.count.div_ceil(size);
-        let gram = memory.tensor(&[groups, size, size])?;
-        let pairs = Product {
-            batch: groups,
-            m: size,
-            n: size,
-            k: stride,
-            a_transposed: false,
-            b_transposed: true,
-            strides: [size * stride, size * stride, size * size],
-            ..Product::default()
-        };
-        if !gpu.gemm(&pairs, 1.0, 0.0, &self.v, &self.v, &gram)? {
-            return Ok(false);
-        }
-        let t = self.triangles(memory, &gram, groups, size)?;
-        let [inner, weights] = [memory.tensor(&[lines, size])?, memory.tensor(&[lines, size])?];
-        for group in (0..groups).rev() {
-            let (v, at) = (group * size * stride, group * size * size);
-            let one = Product { batch: 1, m: lines, strides: [lines * stride; 3], ..pairs };
-            let first = Product { starts: [0, v, 0], ..one };
-            let second = Product { k: size, starts: [0, at, 0], ..one };
-            let third = Product { n: stride, k: size, b_transposed: false, starts: [0, v, 0], ..one };
-            let done = gpu.gemm(&first, 1.0, 0.0, x, &self.v, &inner)?
-                && gpu.gemm(&second, 1.0, 0.0, &inner, &t, &weights)?
-                && gpu.gemm(&third, -1.0, 1.0, &weights, &self.v, x)?;
-            if !done {
-                let reason = "the library of products takes some and refuses others".to_string();
-                return Err(Error::Unavailable { device: gpu.device().to_string(), reason });
-            }
-        }
-        Ok(true)
-    }
-
-    /// The triangles of groups of reflectors from the products of their pairs.
-    fn triangles(&self, memory: &Memory, gram: &Tensor, groups: usize, size: usize) -> Result<Tensor> {
-        let t = memory.tensor(&[groups, size, size])?;
-        // SAFETY: the buffers have these extents, and there is a τ for each reflector of each group.
-        unsafe {
-            back::triangles::launch_unchecked(
-                memory.gpu.client(),
-                memory.gpu.cubes(groups),
-                CubeDim::new_1d(size as u32),
-                address_type(groups * size * size),
-                gram.gpu_arg()?,
-                self.tau.gpu_arg()?,
-                t.gpu_arg()?,
-                groups,
-                size as u32,
-                memory.elem()?,
-            );
-        }
-        Ok(t)
     }
 
     /// Multiplies `lines` rows of `m` elements of each matrix, in place, by the product of the reflections.

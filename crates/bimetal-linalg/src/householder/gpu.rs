@@ -141,7 +141,9 @@ pub(super) fn product(
     let make = |extents: &[usize]| Tensor::empty_on(Spec::new(Shape::new(extents)?, computed), gpu.device());
     let stride = m.next_multiple_of(STRIDE);
     let widest = widest(gpu);
-    let reflectors = k.next_multiple_of(widest);
+    let products = !single && k > 8 && by_products(gpu, m * if params.right { rows } else { columns });
+    // Groups are filled up.
+    let reflectors = k.next_multiple_of(if products { group(k) } else { widest });
     let steps: Vec<Step> = (0..k).step_by(widest).map(|first| Step { first, width: widest }).collect();
     let across = if params.right { rows } else { columns };
     let work = Work {
@@ -157,7 +159,6 @@ pub(super) fn product(
         elem: elems[1],
         address: address_type(batch * across.max(reflectors).max(n) * stride),
     };
-    let products = !single && k > 8 && by_products(gpu, m * across);
     let total = batch * reflectors * stride;
     let units = UNITS.min(gpu.max_units as usize);
     let elementwise = |count: usize| gpu.cubes(count.div_ceil(ELEMENTWISE_UNITS as usize));

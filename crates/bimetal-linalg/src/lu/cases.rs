@@ -43,19 +43,20 @@ pub(super) fn cases(kind: Kind) -> Vec<Case> {
     let agree = |dims: &[usize], sides: Option<usize>, fill, label: &str| {
         labelled(LuOp(kind), inputs(kind, dims, sides, fill), Role::Agree, label)
     };
-    let square: [&[usize]; 22] = [
+    let square: [&[usize]; 23] = [
         &[0, 0], &[1, 1], &[2, 2], &[5, 5], &[17, 17], &[33, 33], &[100, 100], &[0, 4, 4], &[3, 0, 0], &[3, 1, 1],
         &[65, 2, 2], &[40, 3, 3], &[33, 7, 7], &[17, 9, 9], &[2, 3, 16, 16], &[3, 17, 17], &[19, 31, 31], &[5, 32, 32],
         &[3, 33, 33], &[2, 65, 65], &[2, 1, 2, 48, 48], &[2, 129, 129],
+        &[330, 330],
     ];
     for (i, dims) in square.iter().enumerate() {
         let sides = [Some(1), None, Some(3), Some(0)][i % 4];
         cases.push(agree(dims, sides, RANDOM, &format!("{} sizes", name(dims))));
     }
     if kind == Kind::Lu {
-        let others: [&[usize]; 12] = [
+        let others: [&[usize]; 14] = [
             &[0, 3], &[3, 0], &[1, 7], &[7, 1], &[17, 5, 9], &[17, 9, 5], &[3, 33, 20], &[3, 20, 33], &[2, 130, 40],
-            &[2, 40, 130], &[200, 70], &[70, 200],
+            &[2, 40, 130], &[200, 70], &[70, 200], &[290, 350], &[33_000, 3],
         ];
         cases.extend(others.iter().map(|dims| agree(dims, None, RANDOM, &format!("{} sizes", name(dims)))));
     }

@@ -420,10 +420,10 @@ fn qr_cases() -> Vec<Case> {
     for n in [0, 1, 2, 3, 5, 7, 16, 17, 31, 32, 33, 48, 63, 65, 100, 129] {
         cases.push(agree(Form::Reduced, &[n, n], Spectrum::Random));
     }
-    let shapes: [&[usize]; 20] = [
+    let shapes: [&[usize]; 22] = [
         &[0, 3], &[3, 0], &[1, 9], &[9, 1], &[17, 16], &[16, 17], &[33, 7], &[7, 33], &[100, 3], &[3, 100],
         &[130, 65], &[65, 130], &[20, 300], &[0, 4, 4], &[1, 5, 3], &[2, 0, 3, 6, 6], &[2, 3, 1, 8, 5],
-        &[37, 4, 4], &[3, 129, 70], &[1030, 33],
+        &[37, 4, 4], &[3, 129, 70], &[1030, 33], &[340, 300], &[2, 280, 330],
     ];
     for dims in shapes {
         cases.push(agree(Form::Reduced, dims, Spectrum::Random));
@@ -432,6 +432,9 @@ fn qr_cases() -> Vec<Case> {
         }
     }
     cases.push(agree(Form::Complete, &[140, 70], Spectrum::Random));
+    for spectrum in [Spectrum::RankDeficient, Spectrum::Zero, Spectrum::Graded] {
+        cases.push(agree(Form::Reduced, &[310, 300], spectrum));
+    }
     cases
 }
 
@@ -447,9 +450,10 @@ fn geqrf_cases() -> Vec<Case> {
         cases.push(agree(&[2, 33, 33], spectrum));
         cases.push(agree(&[129, 40], spectrum));
     }
-    let shapes: [&[usize]; 18] = [
+    let shapes: [&[usize]; 19] = [
         &[0, 0], &[0, 3], &[3, 0], &[1, 1], &[2, 2], &[5, 7], &[7, 5], &[1, 9], &[9, 1], &[17, 16], &[48, 63],
         &[100, 65], &[65, 130], &[129, 129], &[300, 20], &[0, 4, 4], &[2, 3, 1, 8, 5], &[37, 4, 4],
+        &[320, 300],
     ];
     cases.extend(shapes.iter().map(|dims| agree(dims, Spectrum::Random)));
     cases

@@ -6,7 +6,7 @@ use super::super::cpu::Extents;
 use super::determinant::{logarithm, scaled, signum, unscaled};
 use super::panels::{self, Code, Lines, LinesLaunch, MOVED, MOVERS};
 use crate::blocks::{BLOCK, Place, Work, elems, working};
-use crate::qr::gpu::blocked::widest;
+use crate::qr::gpu::blocked::{panel_units, widest};
 use crate::qr::gpu::moves::{PART, TILE, TILE_UNITS};
 use bimetal_core::gpu::counted;
 use bimetal_core::{DType, Gpu, Result, Tensor};
@@ -26,7 +26,7 @@ struct Params {
     group: usize,
 }
 
-const PARAMS: Params = Params { units: 512, following: 256, held: 64, block: 64, group: 256 };
+const PARAMS: Params = Params { units: 512, following: 1024, held: 64, block: 64, group: 256 };
 
 /// Units of the kernels for all elements.
 const UNITS: u32 = 256;
@@ -41,13 +41,13 @@ struct Step {
 /// Columns of the panels of a matrix of `m` rows, rows of each unit, and units: none in registers where there are too many.
 fn code(gpu: &Gpu, m: usize) -> Code {
     let most = PARAMS.units.min(gpu.max_units as usize).min(16 * gpu.plane.1 as usize);
-    let units = m.next_power_of_two().clamp(64.min(most), most);
-    let rows = m.div_ceil(units).next_power_of_two();
-    let planes = units.div_ceil(gpu.plane.0 as usize);
     let mut width = widest(gpu);
-    while width > 1 && rows * width > PARAMS.held {
+    while width > 1 && m.div_ceil(most) * width > PARAMS.held {
         width /= 2;
     }
+    let units = panel_units(gpu, m * width / PARAMS.held, m, most);
+    let rows = m.div_ceil(units).next_power_of_two();
+    let planes = units.div_ceil(gpu.plane.0 as usize);
     Code { width, rows: if rows > PARAMS.held { 0 } else { rows }, units, planes }
 }
 
@@ -297,11 +297,13 @@ impl Columns<'_> {
                 );
                 return Ok(());
             }
-            let rows = (m - step.first).div_ceil(code.units).next_power_of_two();
+            let height = m - step.first;
+            let units = panel_units(gpu, height * code.width / PARAMS.held, height, code.units);
+            let rows = height.div_ceil(units).next_power_of_two();
             panels::panel::launch_unchecked(
                 gpu.client(),
                 gpu.cubes(lines.batch),
-                CubeDim::new_1d(code.units as u32),
+                CubeDim::new_1d(units as u32),
                 work.address(),
                 work.arg(),
                 self.pivots(),
@@ -313,7 +315,7 @@ impl Columns<'_> {
                 step.used as u32,
                 self.most_pivots,
                 moves,
-                Code { rows, ..*code },
+                Code { rows, units, ..*code },
                 gpu.elem(work.dtype)?,
             );
         }
@@ -328,7 +330,9 @@ impl Columns<'_> {
         if before + after == 0 {
             return Ok(());
         }
-        let units = PARAMS.following.min(work.gpu.max_units as usize);
+        let most = PARAMS.following.min(work.gpu.max_units as usize);
+        // A few rows for each unit, as they are read one after another.
+        let units = ((m - step.first) / 2).next_power_of_two().clamp(64.min(most), most);
         // SAFETY: the panel and the lines lie within the matrices.
         unsafe {
             panels::follow::launch_unchecked(

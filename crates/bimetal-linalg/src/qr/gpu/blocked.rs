@@ -27,7 +27,7 @@ pub(crate) struct Params {
 }
 
 pub(crate) const PARAMS: Params =
-    Params { units: 512, applying: 256, widths: [16, 8], held: 64, vendor: 300 * 300, group: 256 };
+    Params { units: 512, applying: 1024, widths: [16, 8], held: 64, vendor: 300 * 300, group: 256 };
 
 /// Columns of the widest panel.
 pub(crate) fn widest(gpu: &Gpu) -> usize {
@@ -250,6 +250,13 @@ fn most_units(gpu: &Gpu) -> usize {
     PARAMS.units.min(gpu.max_units as usize).min(16 * gpu.plane.1 as usize)
 }
 
+/// Units of a panel of so many rows, of which `least` are needed: few, as every step of each plane costs, but all rows at
+/// once where planes are small.
+pub(crate) fn panel_units(gpu: &Gpu, least: usize, rows: usize, most: usize) -> usize {
+    let wanted = if gpu.plane.0 < 16 { rows } else { least };
+    wanted.next_power_of_two().clamp(128.min(most), most)
+}
+
 /// The panels: as wide as their rows allow.
 fn steps(gpu: &Gpu, m: usize, k: usize) -> Result<Vec<Step>> {
     let units = most_units(gpu);
@@ -295,8 +302,7 @@ impl Work<'_> {
     fn panel(&self, step: Step, index: usize, clear: usize) -> Result<()> {
         let Dims { batch, m, n, k } = self.dims;
         let Step { first, width } = step;
-        let most = most_units(self.gpu);
-        let units = (m - first).next_power_of_two().clamp(64.min(most), most);
+        let units = panel_units(self.gpu, (m - first) * width / PARAMS.held, m - first, most_units(self.gpu));
         let rows = (m - first).div_ceil(units).next_power_of_two();
         let t = index * batch * self.widest * self.widest;
         // SAFETY: the buffers have these extents; the panel and its reflectors are within them.
@@ -340,8 +346,9 @@ impl Work<'_> {
         if to.is_empty() {
             return Ok(());
         }
-        let most = PARAMS.applying.min(self.gpu.max_units as usize).min(8 * self.gpu.plane.1 as usize);
-        let units = (m - step.first).next_power_of_two().clamp(64.min(most), most);
+        let most = PARAMS.applying.min(self.gpu.max_units as usize).min(32 * self.gpu.plane.1 as usize);
+        // A few rows for each unit, as they are read one after another.
+        let units = ((m - step.first) / 2).next_power_of_two().clamp(64.min(most), most);
         // SAFETY: as for the panel.
         unsafe {
             panels::apply::launch_unchecked(

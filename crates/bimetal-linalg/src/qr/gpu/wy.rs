@@ -227,8 +227,27 @@ impl<'a> Groups<'a> {
         self.multiply(third, [-1.0, 1.0], [&self.weights, self.v, lines.x])
     }
 
-    /// Makes the triangles of all groups of reflectors that are there already.
+    /// Makes the triangles of all groups of reflectors that are there already. Those of one matrix are made together if the last
+    /// group is filled up with zeros.
     pub(crate) fn prepare(&self, count: usize) -> Result<()> {
+        let groups = count.div_ceil(self.size);
+        let room = self.inner.numel() >= groups * self.size * self.size / 4;
+        if self.batch == 1 && self.rows >= groups * self.size && room {
+            // The groups of one matrix are a batch of matrices with one group.
+            let together = Self {
+                batch: groups,
+                rows: self.size,
+                gram: self.gram.clone(),
+                t: self.t.clone(),
+                inner: self.inner.clone(),
+                weights: self.weights.clone(),
+                ..*self
+            };
+            for block in (0..self.size).step_by(BLOCK) {
+                together.block(block..block + BLOCK)?;
+            }
+            return together.merge(0..self.size);
+        }
         for group in (0..count).step_by(self.size) {
             let end = count.min(group + self.size);
             for block in (group..end).step_by(BLOCK) {
