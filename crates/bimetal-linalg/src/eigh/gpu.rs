@@ -1,4 +1,7 @@
-//! Eigenvalues and eigenvectors on a GPU: tridiagonal form, divide and conquer, and the way back of the vectors.
+//! Eigenvalues and eigenvectors on a GPU: of small matrices by rotations, of others by tridiagonal form, divide and conquer, and the
+//! way back of the vectors.
+
+pub(crate) mod rotations;
 
 use crate::blocks::working;
 use crate::condense::tridiagonal;
@@ -13,6 +16,9 @@ pub(super) fn eigh(gpu: &Gpu, upper: bool, a: &Tensor, outputs: &mut [&mut Tenso
         return Ok(());
     }
     let n = values.numel() / batch;
+    if rotations::fit(gpu, n) {
+        return rotations::eigh(gpu, upper, a, outputs, n);
+    }
     let form = tridiagonal(gpu, upper, a, status, wanted)?;
     if n == 0 {
         return Ok(());
