@@ -9,7 +9,7 @@ use crate::blocks::{BLOCK, Place, Work, elems, working};
 use crate::qr::gpu::blocked::{panel_units, widest};
 use crate::qr::gpu::moves::{PART, TILE, TILE_UNITS};
 use bimetal_core::gpu::counted;
-use bimetal_core::{DType, Gpu, Result, Tensor};
+use bimetal_core::{DType, Device, Gpu, Result, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -39,7 +39,7 @@ struct Step {
 }
 
 /// Columns of the panels of a matrix of `m` rows, rows of each unit, and units: none in registers where there are too many.
-fn code(gpu: &Gpu, m: usize) -> Code {
+fn code(gpu: &Gpu, dtype: DType, m: usize) -> Code {
     let most = PARAMS.units.min(gpu.max_units as usize).min(16 * gpu.plane.1 as usize);
     let mut width = widest(gpu);
     while width > 1 && m.div_ceil(most) * width > PARAMS.held {
@@ -48,7 +48,8 @@ fn code(gpu: &Gpu, m: usize) -> Code {
     let units = panel_units(gpu, m * width / PARAMS.held, m, most);
     let rows = m.div_ceil(units).next_power_of_two();
     let planes = units.div_ceil(gpu.plane.0 as usize);
-    Code { width, rows: if rows > PARAMS.held { 0 } else { rows }, units, planes }
+    let packed = dtype != DType::F64 && matches!(gpu.device(), Device::Cuda(_));
+    Code { width, rows: if rows > PARAMS.held { 0 } else { rows }, units, planes, packed }
 }
 
 /// Matrices and right-hand sides in working memory.
@@ -79,7 +80,7 @@ fn flags_of(m: usize, n: usize) -> usize {
 /// Bytes that factors take beside inputs and outputs.
 pub(super) fn scratch(gpu: &Gpu, [count, m, n]: [usize; 3], dtype: DType) -> usize {
     let columns = counted(count * n * stride(gpu, m) * working(dtype).size());
-    columns + counted(count * flags_of(m, n) * 4) + counted(count * moves_of(code(gpu, m), m.min(n)) * 4)
+    columns + counted(count * flags_of(m, n) * 4) + counted(count * moves_of(code(gpu, dtype, m), m.min(n)) * 4)
 }
 
 pub(super) fn run(
@@ -103,7 +104,7 @@ pub(super) fn run(
         _ => 0,
     };
     let lines = Lines { batch: count, count: n + sides, stride: stride(gpu, m) };
-    let code = code(gpu, m);
+    let code = code(gpu, working(inputs[0].dtype()), m);
     let columns = Columns {
         work: Work::new(gpu, inputs[0].dtype(), count, lines.count * lines.stride),
         lines,
@@ -254,12 +255,10 @@ impl Columns<'_> {
                     self.panel(step, status)?;
                     self.follow(step, [first, end])?;
                 }
-                self.exchange([first, end], [start, first])?;
                 self.exchange([first, end], [end, group_end])?;
                 self.update([first, end], [end, group_end])?;
             }
-            self.exchange([start, group_end], [0, start])?;
-            self.exchange([start, group_end], [group_end, all])?;
+            self.exchange([start, group_end], [0, all])?;
             // The rows of the group, block by block, and then those below.
             for first in (start..group_end).step_by(block) {
                 let end = group_end.min(first + block);
@@ -357,7 +356,8 @@ impl Columns<'_> {
         Ok(())
     }
 
-    /// Exchanges rows by the pivots of some columns in the lines `from..to`.
+    /// Exchanges rows by the pivots of the columns `first..end` in the lines `from..to`; those of these columns are taken along by
+    /// the blocks after theirs only.
     fn exchange(&self, [first, end]: [usize; 2], [from, to]: [usize; 2]) -> Result<()> {
         if from >= to {
             return Ok(());
@@ -376,6 +376,9 @@ impl Columns<'_> {
                 self.lines(),
                 from,
                 to - from,
+                first,
+                end,
+                PARAMS.block,
                 self.moves_start(first),
                 (end - first).div_ceil(code.width) as u32,
                 code.width,

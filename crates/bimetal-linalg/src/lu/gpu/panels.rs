@@ -18,6 +18,8 @@ pub struct Code {
     /// Units of a cube, and the most planes that they make.
     pub units: usize,
     pub planes: usize,
+    /// The search for a pivot packs magnitudes of f32 and rows into one number.
+    pub packed: bool,
 }
 
 /// Columns of matrices as lines: so many of `stride` elements for each matrix.
@@ -31,8 +33,8 @@ pub struct Lines {
 /// A row that is no row.
 const NONE: u32 = u32::MAX;
 
-/// The unit, among all of the cube, that has the largest of their values and its row, the first of equals; values are
-/// at least −1. `sizes` and `places` have two slots for each plane.
+/// The largest of the units' values, which are magnitudes or −1, and its row, the first of equals. `sizes` and `places` have
+/// a slot for each plane from `from` on.
 #[cube]
 fn largest<A: Float>(value: A, row: u32, sizes: &mut Shared<[A]>, places: &mut Shared<[u32]>, from: usize) -> (A, u32) {
     let most = plane_max(value);
@@ -54,6 +56,30 @@ fn largest<A: Float>(value: A, row: u32, sizes: &mut Shared<[A]>, places: &mut S
     }
     let all = plane_max(best);
     (all, plane_min(select(best == all, found, NONE.runtime())))
+}
+
+/// The same for f32 in half as many steps: of equal magnitudes the first row has the largest complement. `turn` says which
+/// of two places is used.
+#[cube]
+fn largest_packed<A: Float>(value: A, row: u32, turn: usize, #[comptime] planes: usize) -> (A, u32) {
+    let mut slots = Shared::<[u64]>::new_slice(comptime!(2 * planes));
+    let from = turn * planes;
+    let bits = u32::reinterpret(f32::cast_from(max(value, A::new(0.0))));
+    let own = (u64::cast_from(bits) << 32u64) | u64::cast_from(NONE - row);
+    let most = plane_max(own);
+    if UNIT_POS_PLANE == 0 {
+        slots[from + (UNIT_POS / PLANE_DIM) as usize] = most;
+    }
+    sync_cube();
+    let mut best = u64::cast_from(0u32);
+    let mut at = UNIT_POS_PLANE;
+    while at < CUBE_DIM.div_ceil(PLANE_DIM) {
+        best = max(best, slots[from + at as usize]);
+        at += PLANE_DIM;
+    }
+    let best = plane_max(best);
+    let size = A::cast_from(f32::reinterpret(u32::cast_from(best >> 32u64)));
+    (size, NONE - u32::cast_from(best & 0xffff_ffffu64))
 }
 
 /// Writes the moves of rows that the exchanges of a panel amount to, `to` and `from` of each, by as many units: slot `j` for
@@ -142,8 +168,12 @@ pub fn panel<A: Float>(
             best = select(better, size, best);
             place = select(better, row, place);
         }
-        let (size, place) =
-            largest::<A>(best, place, &mut sizes, &mut places, (j % 2) as usize * comptime!(code.planes));
+        let turn = (j % 2) as usize;
+        let (size, place) = if comptime!(code.packed) {
+            largest_packed::<A>(best, place, turn, code.planes)
+        } else {
+            largest::<A>(best, place, &mut sizes, &mut places, turn * comptime!(code.planes))
+        };
         // Columns past the last one, and what is not a number, stay where they are.
         let p = select(place < height && j < used, place, j);
         #[unroll]
@@ -379,7 +409,20 @@ pub fn follow<A: Float>(
 pub const MOVERS: usize = 32;
 pub const MOVED: usize = 8;
 
-/// Exchanges rows by the moves of so many panels, of `2·width` each, in `count` lines from `from` on: some units for each line.
+/// The move of a unit for a line: where to, [`NONE`] if nothing moves, and where from.
+#[cube]
+fn fetch(moves: &[u32], start: usize, wanted: bool) -> (u32, u32) {
+    let mut to = NONE.runtime();
+    let mut source = 0u32;
+    if wanted {
+        source = moves[start + 1];
+        to = select(moves[start] == source, NONE.runtime(), moves[start]);
+    }
+    (to, source)
+}
+
+/// Exchanges rows by the moves of `panels` panels, of `2·width` each, in `count` lines from `from` on: some units for each line. Lines
+/// `within..last` are those panels' own columns, in blocks of `block`, and begin with the moves of the block after theirs.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub fn exchange<A: Float>(
     x: &mut [A],
@@ -387,32 +430,40 @@ pub fn exchange<A: Float>(
     lines: Lines,
     from: usize,
     count: usize,
+    within: usize,
+    last: usize,
+    block: usize,
     moves_start: usize,
     panels: u32,
     #[comptime] width: usize,
     #[define(A)] _elem: ElemType,
 ) {
-    let line = CUBE_POS * MOVED + UNIT_POS as usize / MOVERS;
+    let number = CUBE_POS * MOVED + UNIT_POS as usize / MOVERS;
     let unit = UNIT_POS as usize % MOVERS;
-    let inside = line < lines.batch * count;
-    let matrix = select(inside, line / count, 0usize);
-    let own = (matrix * lines.count + from + line % count) * lines.stride;
+    let inside = number < lines.batch * count && unit < comptime!(2 * width);
+    let matrix = select(number < lines.batch * count, number / count, 0usize);
+    let line = from + number % count;
+    let own = (matrix * lines.count + line) * lines.stride;
+    let ahead = line - min(line, within);
+    let done = select(line >= within && line < last, (ahead / block + 1) * block / width, 0usize);
+    let step = lines.batch * comptime!(4 * width);
+    let start = moves_start + matrix * comptime!(4 * width) + 2 * unit;
+    let (mut to, mut source) = fetch(moves, start, inside && done == 0);
     for panel in 0..panels as usize {
         let mut value = A::from_int(0);
-        let mut to = NONE.runtime();
-        if inside && unit < comptime!(2 * width) {
-            let start = moves_start + ((panel * lines.batch + matrix) * comptime!(2 * width) + unit) * 2;
-            let source = moves[start + 1];
-            to = select(moves[start] == source, NONE.runtime(), moves[start]);
-            if to != NONE {
-                value = x[own + source as usize];
-            }
+        if to != NONE {
+            value = x[own + source as usize];
         }
+        let next = panel + 1;
+        let (next_to, next_source) =
+            fetch(moves, start + next * step, inside && next < panels as usize && next >= done);
         sync_storage();
         if to != NONE {
             x[own + to as usize] = value;
         }
         sync_storage();
+        to = next_to;
+        source = next_source;
     }
 }
 
