@@ -204,7 +204,7 @@ impl Part<'_> {
     #[inline(always)]
     fn columns<S: Simd, const C: usize>(&mut self, s: S, at: usize) {
         let Pass { old, u, tau, m, line, ref columns } = self.pass;
-        let row = columns.start - 1;
+        let row = old.first;
         let a = self.a[at * line..][..C * line].as_mut_ptr();
         let y: [S::F; C] = std::array::from_fn(|c| s.splat(self.y[at + c]));
         let v: [S::F; C] = std::array::from_fn(|c| s.splat(old.v[columns.start + at + c]));

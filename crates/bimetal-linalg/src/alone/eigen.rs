@@ -1,6 +1,7 @@
 //! Eigenvalues and eigenvectors of one symmetric matrix of f32.
 
 use super::back::Reflectors;
+use super::counts::{Sturm, prepare};
 use super::divide::{Bands, Room};
 use super::line;
 use super::tridiagonal::{self, Symmetric};
@@ -12,6 +13,9 @@ use bimetal_core::cpu::simd::{Level, dispatch_at};
 
 /// Order from which threads share the work.
 const THREADS_FROM: usize = 100;
+
+/// Order from which bisection in lanes is faster than an iteration in f64, which gives integers as they are.
+const COUNTS_FROM: usize = 48;
 
 /// Decomposes the matrix of order `n` of which `row(i, out)` gives the lower triangle's row `i`: values in ascending order, and
 /// vectors as columns if there is room for them; if `alone`, threads share the work. Whether all iterations ended. The
@@ -42,9 +46,9 @@ pub(crate) fn decompose<E: Stored<Work = f32>>(
     Symmetric { a, n, line, d, e, tau }.reduce(spare, shared);
     let (d, e) = (&mut d[..n], &mut e[..n]);
     let Some(vectors) = vectors else {
-        let [mut d, mut e] = [d, e].map(|x| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
-        let done = eigenvalues(&mut d, &mut e);
-        values.iter_mut().zip(d).for_each(|(out, x)| *out = E::narrow((x / f64::from(scale)) as f32));
+        let mut found = vec![0.0; n];
+        let done = values_alone(d, e, &mut found, shared);
+        values.iter_mut().zip(found).for_each(|(out, x)| *out = E::narrow(x / scale));
         return done;
     };
     let [right, mix, spare] = room.chunks_exact_mut(n * line).collect::<Vec<_>>().try_into().expect("three matrices");
@@ -58,6 +62,19 @@ pub(crate) fn decompose<E: Stored<Work = f32>>(
     for (to, from) in vectors.chunks_exact_mut(n).zip(mix.chunks_exact(line)) {
         to.iter_mut().zip(from).for_each(|(to, from)| *to = E::narrow(*from));
     }
+    true
+}
+
+/// Eigenvalues of the tridiagonal matrix; whether the iteration ended.
+fn values_alone(d: &[f32], e: &[f32], values: &mut [f32], shared: bool) -> bool {
+    if d.len() < COUNTS_FROM {
+        let [mut d, mut e] = [d, e].map(|x| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
+        let done = eigenvalues(&mut d, &mut e);
+        values.iter_mut().zip(d).for_each(|(out, x)| *out = x as f32);
+        return done;
+    }
+    let (squares, bounds) = prepare(d, e);
+    Sturm { d, squares: &squares, bounds, first: 0 }.find(values, shared);
     true
 }
 

@@ -3,6 +3,7 @@
 
 mod back;
 mod bidiagonal;
+mod counts;
 mod deflate;
 mod divide;
 pub(crate) mod eigen;

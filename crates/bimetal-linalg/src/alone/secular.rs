@@ -85,8 +85,6 @@ fn inside<S: Simd>(s: S, x: S::F, [bottom, top]: [S::F; 2]) -> S::M {
 struct Between<S: Simd> {
     first: usize,
     split: S::F,
-    low: S::F,
-    high: S::F,
     low_weight: S::F,
     high_weight: S::F,
     apart: S::F,
@@ -166,8 +164,6 @@ impl<const SQUARED: bool> Kernel for Roots<'_, SQUARED> {
         let between = Between {
             first,
             split: lanes(s, first, count, |i| split(i) as f32),
-            low,
-            high,
             low_weight: lanes(s, first, count, |i| of.weights[split(i)].powi(2)),
             high_weight: lanes(s, first, count, |i| of.weights[other(i)].powi(2)),
             apart: distance::<S, SQUARED>(s, high, low, zero),

@@ -2,6 +2,7 @@
 
 use super::back::{Reflectors, Vectors};
 use super::bidiagonal::{self, Rectangle};
+use super::counts::{Sturm, prepare};
 use super::divide::{Bands, Room};
 use super::line;
 use super::turned::Turned;
@@ -12,6 +13,9 @@ use bimetal_core::cpu::simd::{Level, dispatch_at};
 
 /// Smaller extent from which threads share the work.
 const THREADS_FROM: usize = 100;
+
+/// Smaller extent from which bisection in lanes is faster than an iteration in f64, which gives integers as they are.
+const COUNTS_FROM: usize = 24;
 
 /// The vectors that are wanted: `m`×`k` and `k`×`n` for a matrix of `m`×`n` elements, whose smaller extent is `k`.
 pub(crate) struct Wanted<'a, E> {
@@ -47,7 +51,7 @@ pub(crate) fn decompose<E: Stored<Work = f32>>(
     let (d, e) = (&mut d[..n], &mut e[..n]);
     Rectangle { a: x, m, n, line: long, rows: right, across, d, e, tau: [&mut *left_tau, &mut *right_tau] }
         .reduce(spare, shared);
-    let Some(Wanted { u, vh }) = vectors else { return values_alone(d, e, scale, values) };
+    let Some(Wanted { u, vh }) = vectors else { return values_alone(d, e, scale, values, shared) };
     let (matrices, sides) = working.split_at_mut(4 * n * across);
     let [rights, lefts, mix, spare] =
         matrices.chunks_exact_mut(n * across).collect::<Vec<_>>().try_into().expect("four matrices");
@@ -102,15 +106,23 @@ fn gather<E: Stored<Work = f32>>(
 }
 
 /// Singular values alone: the nonnegative eigenvalues of `[[0, B], [Bᵀ, 0]]`, which is tridiagonal in another order.
-fn values_alone<E: Stored<Work = f32>>(d: &[f32], e: &[f32], scale: f32, values: &mut [E]) -> bool {
+fn values_alone<E: Stored<Work = f32>>(d: &[f32], e: &[f32], scale: f32, values: &mut [E], shared: bool) -> bool {
     let n = d.len();
-    let mut diagonal = vec![0.0f64; 2 * n];
-    let mut beside: Vec<f64> = d.iter().zip(e).flat_map(|(d, e)| [f64::from(*d), f64::from(*e)]).collect();
-    let done = eigenvalues(&mut diagonal, &mut beside);
-    for (out, x) in values.iter_mut().zip(diagonal.iter().rev()) {
-        *out = E::narrow((x.max(0.0) / f64::from(scale)) as f32);
+    let beside: Vec<f32> = d.iter().zip(e).flat_map(|(d, e)| [*d, *e]).collect();
+    if n < COUNTS_FROM {
+        let mut diagonal = vec![0.0f64; 2 * n];
+        let mut beside: Vec<f64> = beside.into_iter().map(f64::from).collect();
+        let done = eigenvalues(&mut diagonal, &mut beside);
+        for (out, x) in values.iter_mut().zip(diagonal.iter().rev()) {
+            *out = E::narrow((x.max(0.0) / f64::from(scale)) as f32);
+        }
+        return done;
     }
-    done
+    let (diagonal, mut found) = (vec![0.0; 2 * n], vec![0.0; n]);
+    let (squares, [_, high]) = prepare(&diagonal, &beside);
+    Sturm { d: &diagonal, squares: &squares, bounds: [0.0, high], first: n }.find(&mut found, shared);
+    values.iter_mut().zip(found.iter().rev()).for_each(|(out, x)| *out = E::narrow(x / scale));
+    true
 }
 
 /// Vectors of the bidiagonal matrix, as rows, and their order.
