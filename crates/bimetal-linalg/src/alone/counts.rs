@@ -177,3 +177,28 @@ impl Kernel for Halve<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alone::values::eigenvalues;
+    use crate::conquer::tests::matrices;
+
+    #[test]
+    fn counts_and_the_iteration_agree() {
+        for n in [1, 2, 7, 48, 64, 65, 150] {
+            for (name, d, e) in matrices(n) {
+                let [d, e] = [d, e].map(|x| x.iter().map(|x| *x as f32).collect::<Vec<_>>());
+                let [mut exact, mut beside] = [&d, &e].map(|x| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
+                assert!(eigenvalues(&mut exact, &mut beside), "{name} {n}");
+                let (squares, bounds) = prepare(&d, &e);
+                let mut found = vec![0.0; n];
+                Sturm { d: &d, squares: &squares, bounds, first: 0 }.find(&mut found, true);
+                let allowed = 4.0 * f32::EPSILON * bounds[0].abs().max(bounds[1].abs());
+                for (found, exact) in found.iter().zip(exact) {
+                    assert!((f64::from(*found) - exact).abs() <= f64::from(allowed), "{name} {n}: {found} for {exact}");
+                }
+            }
+        }
+    }
+}

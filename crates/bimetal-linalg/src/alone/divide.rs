@@ -71,6 +71,18 @@ impl Bands<'_> {
             vectors.left[first] = 1f32.copysign(self.d[first]);
             return Some(None);
         }
+        if n == 2 && SQUARED && first + 2 < self.d.len() {
+            // One row: its length, its direction, and what is across it.
+            let [d, e] = [self.d[first], self.e[first]].map(f64::from);
+            let length = d.hypot(e);
+            let [d, e] = if length > 0.0 { [d / length, e / length].map(|x| x as f32) } else { [1.0, 0.0] };
+            values.copy_from_slice(&[length as f32, 0.0]);
+            order.copy_from_slice(&[1, 0]);
+            vectors.right[first..first + 2].copy_from_slice(&[d, e]);
+            vectors.right[line + first..line + first + 2].copy_from_slice(&[-e, d]);
+            vectors.left[first] = 1.0;
+            return Some(Some(1));
+        }
         if n <= leaf::MOST && !SQUARED {
             return self.leaf(Part { first, n, line, values, order }, vectors.right).then_some(None);
         }
@@ -129,4 +141,47 @@ struct Part<'a> {
     line: usize,
     values: &'a mut [f32],
     order: &'a mut [u32],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conquer::tests::{judged, matrices};
+
+    /// Decomposes matrices of every kind that divide and conquer could stumble over, and judges values and vectors.
+    fn check(symmetric: bool) {
+        for n in [1, 2, 3, 5, 16, 17, 33, 64, 65, 100, 129, 200, 300] {
+            for (name, diagonal, off) in matrices(n) {
+                let [d, e] = [&diagonal, &off].map(|x| x.iter().map(|x| *x as f32).collect::<Vec<_>>());
+                let line = crate::alone::line(n);
+                let [mut right, mut left, mut spare, mut mix] = std::array::from_fn(|_| vec![f32::NAN; n * line]);
+                let lefts = if symmetric { &mut [][..] } else { &mut left[..] };
+                let room = Room { right: &mut right, left: lefts, spare: &mut spare, mix: &mut mix, line };
+                let bands = Bands { d: &d, e: &e };
+                let found = if symmetric { bands.eigen(room, true) } else { bands.singular(room, true) };
+                let found = found.unwrap_or_else(|| panic!("{name} {n}"));
+                let values: Vec<f64> = found.order.iter().map(|&row| f64::from(found.values[row as usize])).collect();
+                assert!(values.windows(2).all(|pair| pair[0] <= pair[1]), "{name} {n}");
+                let rows = |x: &[f32]| -> Vec<f64> {
+                    let row = |&row: &u32| x[row as usize * line..][..n].iter().map(|x| f64::from(*x));
+                    found.order.iter().flat_map(row).collect()
+                };
+                let right = rows(&right);
+                let left = if symmetric { right.clone() } else { rows(&left) };
+                let [d, e] = [d, e].map(|x| x.into_iter().map(f64::from).collect::<Vec<_>>());
+                let [residual, angle] = judged(&d, &e, &values, [&right, &left], symmetric);
+                assert!(residual < 5.0 && angle < 5.0, "{name} {n}: {residual} {angle}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_of_tridiagonal_matrix() {
+        check(true);
+    }
+
+    #[test]
+    fn every_kind_of_bidiagonal_matrix() {
+        check(false);
+    }
 }

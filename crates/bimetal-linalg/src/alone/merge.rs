@@ -2,7 +2,7 @@
 //! values of a diagonal with a full row (`lasd1`), and the products that take the halves' vectors to those of the whole.
 
 use super::deflate::{Deflated, Pole, Turn, deflate};
-use super::mixture::{Columns, Exact, Found, Mixture, Side};
+use super::mixture::{Columns, Exact, Found, Mixture, Product, Side};
 use super::secular::{Roots, Secular};
 use crate::matmul::update::{Store, Updates, View};
 use bimetal_core::cpu::parallel::{self, Shared};
@@ -10,6 +10,9 @@ use bimetal_core::cpu::simd::{Level, MAX_LANES, dispatch_at};
 
 /// Poles from which threads share what is done for each.
 const THREADS_FROM: usize = 200;
+
+/// Rows of a merge up to which its products are not worth packing.
+const SMALL: usize = 32;
 
 /// Two halves, whose vectors are rows that have nothing in the columns of the other half.
 pub(super) struct Merge<'a> {
@@ -233,13 +236,18 @@ impl Merge<'_> {
         }
         let parts = [(0, ends[1], 0, left), (ends[0], ends[2], left, len)];
         for (begin, end, column, last) in parts {
-            let weights = View { p: mix.as_ptr().wrapping_add(begin * line), row: 1, column: line };
-            let old = View { p: spare.as_ptr().wrapping_add(begin * line + column), row: line, column: 1 };
-            let to = vectors[first + column..].as_mut_ptr();
+            let to = &mut vectors[first + column..];
+            let (mix, old) =
+                (&mix[(begin * line).min(mix.len())..], &spare[(begin * line + column).min(spare.len())..]);
+            let extents = [count, end - begin, last - column];
+            if len <= SMALL {
+                dispatch_at(level, Product { extents, mix, old, to, line });
+                continue;
+            }
+            let weights = View { p: mix.as_ptr(), row: 1, column: line };
+            let old = View { p: old.as_ptr(), row: line, column: 1 };
             // SAFETY: rows and columns of the slices.
-            unsafe {
-                f32::multiply(Store::Replace, [count, end - begin, last - column], [weights, old], to, line, shared)
-            };
+            unsafe { f32::multiply(Store::Replace, extents, [weights, old], to.as_mut_ptr(), line, shared) };
         }
     }
 }

@@ -113,3 +113,50 @@ impl<const SQUARED: bool> Kernel for Mixture<'_, SQUARED> {
         }
     }
 }
+
+/// The product of the transpose of a small mixture with old vectors.
+pub(super) struct Product<'a> {
+    /// Rows of the result, length of the sums, columns.
+    pub(super) extents: [usize; 3],
+    pub(super) mix: &'a [f32],
+    pub(super) old: &'a [f32],
+    pub(super) to: &'a mut [f32],
+    /// Elements between rows of all of them.
+    pub(super) line: usize,
+}
+
+impl Kernel for Product<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { extents: [rows, depth, columns], mix, old, to, line } = self;
+        for column in (0..columns).step_by(S::LANES) {
+            let width = S::LANES.min(columns - column);
+            for (i, to) in to.chunks_mut(line).enumerate().take(rows) {
+                let mut sum = s.splat(0.0);
+                for j in 0..depth {
+                    let from = &old[j * line + column..][..width];
+                    // SAFETY: as many elements as the slice has.
+                    let x = unsafe {
+                        if width == S::LANES {
+                            s.load(from.as_ptr())
+                        } else {
+                            s.load_partial(from.as_ptr(), width, 0.0)
+                        }
+                    };
+                    sum = s.fma(s.splat(mix[j * line + i]), x, sum);
+                }
+                let to = &mut to[column..][..width];
+                // SAFETY: as above.
+                unsafe {
+                    if width == S::LANES {
+                        s.store(to.as_mut_ptr(), sum)
+                    } else {
+                        s.store_partial(to.as_mut_ptr(), width, sum)
+                    }
+                }
+            }
+        }
+    }
+}
