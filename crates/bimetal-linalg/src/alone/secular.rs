@@ -100,6 +100,25 @@ struct Sums<S: Simd> {
 }
 
 impl<S: Simd> Between<S> {
+    /// Those of the roots from `first` on, and the two poles that the interpolation has: those around the root, or the last two.
+    #[inline(always)]
+    fn around<const SQUARED: bool>(s: S, of: &Secular, first: usize) -> (Self, [S::F; 2]) {
+        let count = of.count;
+        let split = |i: usize| if i + 1 == count { i.max(1) - 1 } else { i };
+        let other = |i: usize| (split(i) + 1).min(count - 1);
+        let low = lanes(s, first, count, |i| of.poles[split(i)]);
+        let high = lanes(s, first, count, |i| of.poles[other(i)]);
+        let between = Self {
+            first,
+            split: lanes(s, first, count, |i| split(i) as f32),
+            low_weight: lanes(s, first, count, |i| of.weights[split(i)].powi(2)),
+            high_weight: lanes(s, first, count, |i| of.weights[other(i)].powi(2)),
+            apart: distance::<S, SQUARED>(s, high, low, s.splat(0.0)),
+            last: s.eq(lanes(s, first, count, |i| i as f32), s.splat((count - 1) as f32)),
+        };
+        (between, [low, high])
+    }
+
     #[inline(always)]
     fn sums<const SQUARED: bool>(&self, s: S, of: &Secular, origin: S::F, shift: S::F) -> Sums<S> {
         let zero = s.splat(0.0);
@@ -155,20 +174,8 @@ impl<const SQUARED: bool> Kernel for Roots<'_, SQUARED> {
         let Self { of, first, origins, shifts } = self;
         let (zero, half) = (s.splat(0.0), s.splat(0.5));
         let count = of.count;
-        // The two poles that the interpolation has: those around the root, or the last two.
-        let split = |i: usize| if i + 1 == count { i.max(1) - 1 } else { i };
-        let other = |i: usize| (split(i) + 1).min(count - 1);
-        let (low, high) =
-            (lanes(s, first, count, |i| of.poles[split(i)]), lanes(s, first, count, |i| of.poles[other(i)]));
-        let last = s.eq(lanes(s, first, count, |i| i as f32), s.splat((count - 1) as f32));
-        let between = Between {
-            first,
-            split: lanes(s, first, count, |i| split(i) as f32),
-            low_weight: lanes(s, first, count, |i| of.weights[split(i)].powi(2)),
-            high_weight: lanes(s, first, count, |i| of.weights[other(i)].powi(2)),
-            apart: distance::<S, SQUARED>(s, high, low, zero),
-            last,
-        };
+        let (between, [low, high]) = Between::around::<SQUARED>(s, &of, first);
+        let last = between.last;
         let rho = s.splat(of.rho);
         let gap = s.select(last, unsquared::<S, SQUARED>(s, high, rho), s.sub(high, low));
         let inverse = s.splat(1.0 / if of.rho > 0.0 { of.rho } else { 1.0 });

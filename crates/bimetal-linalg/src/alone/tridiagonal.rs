@@ -37,7 +37,7 @@ impl Symmetric<'_> {
         let (level, n, line) = (Level::current(), self.n, self.line);
         let memory = &mut memory[..scratch(line)];
         memory.fill(0.0);
-        let (w, mut p) = memory.split_at_mut(2 * line);
+        let (w, p) = memory.split_at_mut(2 * line);
         let (mut before, mut after) = w.split_at_mut(line);
         for i in (1..n).rev() {
             let row = &mut self.a[i * line..][..line];
@@ -59,7 +59,7 @@ impl Symmetric<'_> {
             let (u, v) = right.split_at(line);
             let v = if i + 1 < n { &v[..line] } else { &*before };
             let columns = Columns { u, v, w: before, line };
-            columns.pass(level, left, &mut p, i, shared);
+            columns.pass(level, left, p, i, shared);
             dispatch_at(level, Weights { u, tau: made.tau, p, w: after, n: i });
             // The next row is needed before the next pass.
             let next = &mut left[(i - 1) * line..];

@@ -126,7 +126,7 @@ fn decompose_alone<E: Stored<Work = f32>>(
         u.iter_mut().chain(s).chain(vh).for_each(|x| *x = E::NAN);
         return NOT_FINITE;
     }
-    let wanted = vectors.then(|| singular::Wanted { u: &mut *u, vh: &mut *vh });
+    let wanted = vectors.then_some(singular::Wanted { u: &mut *u, vh: &mut *vh });
     if !a.is_empty() && singular::decompose(a, extents, s, wanted, alone) {
         return 0;
     }
