@@ -1,5 +1,6 @@
 //! The leaves of divide and conquer: eigenvalues and vectors of a small tridiagonal matrix by implicit QL (LAPACK's `steqr`).
 
+use crate::interleaved::scale_of;
 use bimetal_core::cpu::simd::{Kernel, Simd};
 
 /// The largest order.
@@ -8,6 +9,9 @@ pub(super) const MOST: usize = 32;
 const SWEEPS: usize = 30;
 /// What is beside the diagonal is zero below this part of the largest value's bound, whatever is on it.
 const FLOOR: f32 = 1e-3;
+
+/// The length of a pair below which its squares are not exact.
+const LEAST: f32 = 1e-16;
 
 /// A tridiagonal matrix of order at most [`MOST`].
 pub(super) struct Leaf<'a> {
@@ -33,7 +37,11 @@ impl Kernel for Leaf<'_> {
         (0..n).for_each(|i| z[i * step + i] = 1.0);
         let mut beside = [0.0f32; MOST];
         beside[..n - 1].copy_from_slice(&e[..n - 1]);
+        // A leaf may be far smaller than the matrix: squares must not underflow.
+        let scale = scale_of(d.iter().chain(&beside).fold(0.0, |a, x| a.max(x.abs())));
+        d.iter_mut().chain(&mut beside).for_each(|x| *x *= scale);
         let done = iterate(s, d, &mut beside, &mut z, step);
+        d.iter_mut().for_each(|x| *x /= scale);
         for (row, from) in q.chunks_mut(line).zip(z.chunks_exact(step)).take(n) {
             row[..n].copy_from_slice(&from[..n]);
         }
@@ -67,10 +75,9 @@ fn iterate<S: Simd>(s: S, d: &mut [f32], e: &mut [f32; MOST], z: &mut [f32], ste
             let (mut sine, mut cosine, mut p) = (1.0f32, 1.0f32, 0.0f32);
             for i in (l..m).rev() {
                 let (f, b) = (sine * e[i], cosine * e[i]);
-                let r = (f * f + g * g).sqrt();
+                let r;
+                [sine, cosine, r] = rotation(f, g);
                 e[i + 1] = r;
-                let inverse = if r > 0.0 { 1.0 / r } else { 0.0 };
-                (sine, cosine) = if r > 0.0 { (f * inverse, g * inverse) } else { (0.0, 1.0) };
                 let moved = d[i + 1] - p;
                 let r = (d[i] - moved) * sine + 2.0 * cosine * b;
                 p = sine * r;
@@ -84,6 +91,20 @@ fn iterate<S: Simd>(s: S, d: &mut [f32], e: &mut [f32; MOST], z: &mut [f32], ste
         }
     }
     true
+}
+
+/// Sine and cosine that take `(g, f)` to `(r, 0)`, and `r`.
+#[inline(always)]
+fn rotation(f: f32, g: f32) -> [f32; 3] {
+    let r = (f * f + g * g).sqrt();
+    if r > LEAST {
+        let inverse = 1.0 / r;
+        return [f * inverse, g * inverse, r];
+    }
+    // Squares that lost something to underflow.
+    let (f, g) = (f64::from(f), f64::from(g));
+    let r = f.hypot(g);
+    if r > 0.0 { [(f / r) as f32, (g / r) as f32, r as f32] } else { [0.0, 1.0, 0.0] }
 }
 
 /// Turns two rows.
