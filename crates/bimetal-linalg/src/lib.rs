@@ -1,5 +1,6 @@
 //! Linear algebra: products, factorisations, solvers and decompositions.
 
+mod alone;
 mod blocks;
 mod compose;
 mod condense;

@@ -322,12 +322,12 @@ pub(crate) fn scratch(gpu: &Gpu, dtype: DType, batch: usize, n: usize, squared: 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use bimetal_core::check::{Plan as Checks, Target};
 
     /// A tridiagonal matrix of each kind that divide and conquer could stumble over.
-    fn matrices(n: usize) -> Vec<(&'static str, Vec<f64>, Vec<f64>)> {
+    pub(crate) fn matrices(n: usize) -> Vec<(&'static str, Vec<f64>, Vec<f64>)> {
         let mut state = 0x9e37_79b9_7f4a_7c15u64;
         let mut random = move || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -355,7 +355,13 @@ mod tests {
 
     /// The largest of `‖B·v − σ·u‖`, `‖Bᵀ·u − σ·v‖` and departures from orthogonality, in units of n·‖B‖·ε and n·ε; the same for
     /// a symmetric matrix, whose `lefts` are its eigenvectors.
-    fn judged(diagonal: &[f64], off: &[f64], values: &[f64], [q, lefts]: [&[f64]; 2], symmetric: bool) -> [f64; 2] {
+    pub(crate) fn judged(
+        diagonal: &[f64],
+        off: &[f64],
+        values: &[f64],
+        [q, lefts]: [&[f64]; 2],
+        symmetric: bool,
+    ) -> [f64; 2] {
         let n = diagonal.len();
         let epsilon = f64::from(f32::EPSILON);
         let beside = |i: usize| if i + 1 < n { off[i] } else { 0.0 };

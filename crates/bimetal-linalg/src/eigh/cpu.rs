@@ -1,9 +1,11 @@
-//! Eigenvalues and eigenvectors on the CPU: faer's tridiagonalisation and divide and conquer, threads over the batch; in the
-//! lanes of vectors for batches of small matrices.
+//! Eigenvalues and eigenvectors on the CPU: in the lanes of vectors for batches of small matrices, one matrix at a time
+//! otherwise, by faer those of f64; threads over the batch.
 
+use crate::alone::eigen;
 use crate::dense::{Real, each, scales};
 use super::lanes::{Batch, suits};
 use crate::lanes::{Entry, Part};
+use crate::qr::real::Stored;
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::parallel::{self, Shared};
 use bimetal_core::{DType, Result, Scalar, Tensor};
@@ -16,25 +18,25 @@ use half::{bf16, f16};
 const THREADS_FROM: usize = 1000;
 
 pub(super) fn eigh(upper: bool, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
-    // faer's values without vectors, by the square-root-free QR iteration, are off by a hundred ε in f32.
-    let precise = outputs.len() == 2;
     let [.., n] = a.shape().dims() else { unreachable!("square matrices") };
     let small = suits(a.numel().checked_div(n * n).unwrap_or(0), *n);
     match a.dtype() {
         DType::F32 if small => interleaved::<f32>(upper, a, outputs),
         DType::F16 if small => interleaved::<f16>(upper, a, outputs),
         DType::BF16 if small => interleaved::<bf16>(upper, a, outputs),
-        DType::F64 => typed::<f64, f64>(upper, a, outputs),
-        DType::F32 if precise => typed::<f32, f64>(upper, a, outputs),
-        DType::F16 if precise => typed::<f16, f64>(upper, a, outputs),
-        DType::BF16 if precise => typed::<bf16, f64>(upper, a, outputs),
-        DType::F16 => typed::<f16, f32>(upper, a, outputs),
-        DType::BF16 => typed::<bf16, f32>(upper, a, outputs),
-        _ => typed::<f32, f32>(upper, a, outputs),
+        DType::F64 => typed(upper, a, outputs, |t: &Triangle<f64>, w, v, alone| t.decompose::<f64>(w, v, alone)),
+        DType::F16 => typed(upper, a, outputs, |t: &Triangle<f16>, w, v, alone| t.decompose_alone(w, v, alone)),
+        DType::BF16 => typed(upper, a, outputs, |t: &Triangle<bf16>, w, v, alone| t.decompose_alone(w, v, alone)),
+        _ => typed(upper, a, outputs, |t: &Triangle<f32>, w, v, alone| t.decompose_alone(w, v, alone)),
     }
 }
 
-fn typed<E: Scalar, C: Real>(upper: bool, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
+fn typed<E: Scalar>(
+    upper: bool,
+    a: &Tensor,
+    outputs: &mut [&mut Tensor],
+    decompose: impl Fn(&Triangle<E>, &mut [E], Option<&mut [E]>, bool) -> i32 + Sync,
+) -> Result<()> {
     let n = a.shape().dims()[a.shape().rank() - 1];
     let a = a.as_slice::<E>()?;
     let (values, rest) = outputs.split_first_mut().expect("values");
@@ -48,13 +50,12 @@ fn typed<E: Scalar, C: Real>(upper: bool, a: &Tensor, outputs: &mut [&mut Tensor
         None => None,
     };
     let one = |i: usize, alone: bool| {
-        let par = if alone && n >= THREADS_FROM && parallel::threads() > 1 { Par::rayon(parallel::threads()) } else { Par::Seq };
         let triangle = Triangle { a: &a[i * n * n..][..n * n], n, upper };
         // SAFETY: each matrix has outputs of its own.
         let (values, status) = unsafe { (values.slice(i * n..(i + 1) * n), status.slice(i..i + 1)) };
         // SAFETY: as above.
         let vectors = vectors.as_ref().map(|v| unsafe { v.slice(i * n * n..(i + 1) * n * n) });
-        status[0] = triangle.decompose::<C>(values, vectors, par);
+        status[0] = decompose(&triangle, values, vectors, alone);
     };
     each(count, n * n * n, one);
     Ok(())
@@ -85,7 +86,7 @@ fn interleaved<E: Entry<Real = f32>>(upper: bool, a: &Tensor, outputs: &mut [&mu
         let (values, status) = unsafe { (batch.values.slice(i * n..(i + 1) * n), batch.status.slice(i..i + 1)) };
         // SAFETY: as above.
         let vectors = batch.vectors.as_ref().map(|v| unsafe { v.slice(i * n * n..(i + 1) * n * n) });
-        status[0] = triangle.decompose::<f64>(values, vectors, Par::Seq);
+        status[0] = triangle.decompose::<f64>(values, vectors, false);
     });
     Ok(())
 }
@@ -103,9 +104,10 @@ impl<E: Scalar> Triangle<'_, E> {
         if self.upper { self.a[j * self.n + i].to_f64() } else { self.a[i * self.n + j].to_f64() }
     }
 
-    /// Writes values and vectors; gives the status.
-    fn decompose<C: Real>(&self, values: &mut [E], mut vectors: Option<&mut [E]>, par: Par) -> i32 {
+    /// Writes values and vectors; gives the status. If `alone`, threads share the work.
+    fn decompose<C: Real>(&self, values: &mut [E], mut vectors: Option<&mut [E]>, alone: bool) -> i32 {
         let n = self.n;
+        let par = if alone && n >= THREADS_FROM && parallel::threads() > 1 { Par::rayon(parallel::threads()) } else { Par::Seq };
         if n == 0 {
             return 0;
         }
@@ -151,5 +153,32 @@ impl<E: Scalar> Triangle<'_, E> {
             }
         }
         0
+    }
+}
+
+impl<E: Stored<Work = f32>> Triangle<'_, E> {
+    /// [`Self::decompose`] in f32.
+    fn decompose_alone(&self, values: &mut [E], mut vectors: Option<&mut [E]>, alone: bool) -> i32 {
+        let Self { a, n, upper } = *self;
+        let finite = |i: usize| {
+            let row = &a[i * n..][..n];
+            let row = if upper { &row[i..] } else { &row[..=i] };
+            row.iter().fold(true, |finite, x| finite & x.widen().is_finite())
+        };
+        if !(0..n).all(finite) {
+            values.iter_mut().chain(vectors.into_iter().flatten()).for_each(|x| *x = E::NAN);
+            return NOT_FINITE;
+        }
+        let row = |i: usize, out: &mut [f32]| {
+            if upper {
+                out.iter_mut().enumerate().for_each(|(j, out)| *out = a[j * n + i].widen());
+            } else {
+                out.iter_mut().zip(&a[i * n..]).for_each(|(out, x)| *out = x.widen());
+            }
+        };
+        if eigen::decompose(n, row, values, vectors.as_deref_mut(), alone) {
+            return 0;
+        }
+        self.decompose::<f64>(values, vectors, alone)
     }
 }

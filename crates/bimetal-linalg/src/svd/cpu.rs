@@ -1,10 +1,12 @@
-//! Singular values and vectors on the CPU: faer's bidiagonalisation and divide and conquer, threads over the batch; in the
-//! lanes of vectors for batches of small matrices.
+//! Singular values and vectors on the CPU: in the lanes of vectors for batches of small matrices, one matrix at a time
+//! otherwise, by faer those of f64 and with more vectors than values; threads over the batch.
 
+use crate::alone::singular;
 use crate::dense::{Real, each, scales};
 use super::lanes::{Batch, suits};
 use crate::jacobi::cpu as jacobi;
 use crate::lanes::{Entry, Part};
+use crate::qr::real::Stored;
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::parallel::{self, Shared};
 use bimetal_core::{DType, Result, Scalar, Tensor};
@@ -17,22 +19,21 @@ use half::{bf16, f16};
 const THREADS_FROM: usize = 1000;
 
 pub(super) fn svd(a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
-    // As for eigenvalues, faer's values without vectors are not exact enough in f32.
-    let precise = outputs.len() == 2;
+    let full = outputs.len() == 4 && is_full(outputs);
     let [.., m, n] = a.shape().dims() else { unreachable!("matrices") };
     let count = outputs[outputs.len() - 1].numel();
-    let small = if precise { jacobi::suits(count, *m, *n) } else { suits(count, *m, *n) && !is_full(outputs) };
+    let small = if outputs.len() == 2 { jacobi::suits(count, *m, *n) } else { suits(count, *m, *n) && !full };
     match a.dtype() {
         DType::F32 if small => interleaved::<f32>(a, outputs),
         DType::F16 if small => interleaved::<f16>(a, outputs),
         DType::BF16 if small => interleaved::<bf16>(a, outputs),
-        DType::F64 => typed::<f64, f64>(a, outputs),
-        DType::F32 if precise => typed::<f32, f64>(a, outputs),
-        DType::F16 if precise => typed::<f16, f64>(a, outputs),
-        DType::BF16 if precise => typed::<bf16, f64>(a, outputs),
-        DType::F16 => typed::<f16, f32>(a, outputs),
-        DType::BF16 => typed::<bf16, f32>(a, outputs),
-        _ => typed::<f32, f32>(a, outputs),
+        DType::F64 => typed::<f64>(a, outputs, decompose::<f64, f64>),
+        DType::F16 if full => typed::<f16>(a, outputs, decompose::<f16, f32>),
+        DType::BF16 if full => typed::<bf16>(a, outputs, decompose::<bf16, f32>),
+        _ if full => typed::<f32>(a, outputs, decompose::<f32, f32>),
+        DType::F16 => typed::<f16>(a, outputs, decompose_alone),
+        DType::BF16 => typed::<bf16>(a, outputs, decompose_alone),
+        _ => typed::<f32>(a, outputs, decompose_alone),
     }
 }
 
@@ -71,7 +72,7 @@ fn interleaved<E: Entry<Real = f32>>(a: &Tensor, outputs: &mut [&mut Tensor]) ->
             let (u, vh) = (u.slice(i * m * k..(i + 1) * m * k), vh.slice(i * k * n..(i + 1) * k * n));
             (Target { u, s: batch.values.slice(i * k..(i + 1) * k), vh }, batch.status.slice(i..i + 1))
         };
-        status[0] = decompose::<E, f64>(&a[i * m * n..][..m * n], [m, n], true, target, Par::Seq);
+        status[0] = decompose::<E, f64>(&a[i * m * n..][..m * n], [m, n], true, target, false);
     });
     Ok(())
 }
@@ -83,7 +84,10 @@ struct Target<'a, E> {
     vh: &'a mut [E],
 }
 
-fn typed<E: Scalar, C: Real>(a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
+/// Decomposes the elements of a matrix of these extents, with vectors or without; gives its status.
+type Decompose<E> = fn(&[E], [usize; 2], bool, Target<E>, bool) -> i32;
+
+fn typed<E: Scalar>(a: &Tensor, outputs: &mut [&mut Tensor], decompose: Decompose<E>) -> Result<()> {
     let dims = a.shape().dims();
     let [m, n] = [dims[dims.len() - 2], dims[dims.len() - 1]];
     let a = a.as_slice::<E>()?;
@@ -99,21 +103,41 @@ fn typed<E: Scalar, C: Real>(a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<
     let [u_each, vh_each] = [u.len(), vh.len()].map(|len| len.checked_div(count).unwrap_or(0));
     let (u, s, vh, status) = (Shared::new(u), Shared::new(s), Shared::new(vh), Shared::new(status));
     each(count, m * n * k, |i, alone| {
-        let threads = alone && k >= THREADS_FROM && parallel::threads() > 1;
-        let par = if threads { Par::rayon(parallel::threads()) } else { Par::Seq };
         // SAFETY: each matrix has outputs of its own.
         let (target, status) = unsafe {
             let [u, s] = [u.slice(i * u_each..(i + 1) * u_each), s.slice(i * k..(i + 1) * k)];
             (Target { u, s, vh: vh.slice(i * vh_each..(i + 1) * vh_each) }, status.slice(i..i + 1))
         };
-        status[0] = decompose::<E, C>(&a[i * m * n..][..m * n], [m, n], vectors, target, par);
+        status[0] = decompose(&a[i * m * n..][..m * n], [m, n], vectors, target, alone);
     });
     Ok(())
 }
 
-/// Decomposes a matrix; gives its status. Row-major `A` is `Aᵀ = V·Σ·Uᵀ` to faer, so that its `V` comes out as our `Vᵀ`.
-fn decompose<E: Scalar, C: Real>(a: &[E], [m, n]: [usize; 2], vectors: bool, target: Target<E>, par: Par) -> i32 {
+/// [`Decompose`] in f32.
+fn decompose_alone<E: Stored<Work = f32>>(
+    a: &[E],
+    extents: [usize; 2],
+    vectors: bool,
+    target: Target<E>,
+    alone: bool,
+) -> i32 {
+    let Target { u, s, vh } = target;
+    if !a.iter().fold(true, |finite, x| finite & x.widen().is_finite()) {
+        u.iter_mut().chain(s).chain(vh).for_each(|x| *x = E::NAN);
+        return NOT_FINITE;
+    }
+    let wanted = vectors.then_some(singular::Wanted { u: &mut *u, vh: &mut *vh });
+    if !a.is_empty() && singular::decompose(a, extents, s, wanted, alone) {
+        return 0;
+    }
+    decompose::<E, f64>(a, extents, vectors, Target { u, s, vh }, alone)
+}
+
+/// [`Decompose`] by faer. Row-major `A` is `Aᵀ = V·Σ·Uᵀ` to faer, so that its `V` comes out as our `Vᵀ`.
+fn decompose<E: Scalar, C: Real>(a: &[E], [m, n]: [usize; 2], vectors: bool, target: Target<E>, alone: bool) -> i32 {
     let k = m.min(n);
+    let threads = alone && k >= THREADS_FROM && parallel::threads() > 1;
+    let par = if threads { Par::rayon(parallel::threads()) } else { Par::Seq };
     let Target { u, s, vh } = target;
     let Some([scale, back]) = scales::<C>(a.iter().map(|x| x.to_f64())) else {
         u.iter_mut().chain(s).chain(vh).for_each(|x| *x = E::from_f64(f64::NAN));
