@@ -93,7 +93,7 @@ pub fn eigh_scratch(a: &Spec, device: Device) -> Result<usize> {
     eigh::lower().outputs(&[a])?;
     let ([batch, _, n], dtype) = (system::matrices("eigh", "a", &a.shape)?, blocks::working(a.dtype));
     let gpu = gpu("eigh_scratch", device)?;
-    if batch * n == 0 || eigh::gpu::rotations::fit(gpu, n) {
+    if batch * n == 0 {
         return Ok(0);
     }
     Ok(condense::tridiagonal_bytes(gpu, dtype, batch, n) + conquer::scratch(gpu, dtype, batch, n, false))

@@ -14,7 +14,6 @@ mod whole;
 
 pub(crate) use bidiagonal::{Bidiagonal, bidiagonal};
 pub(crate) use bytes::{bidiagonal_bytes, tridiagonal_bytes};
-pub(crate) use load::factors;
 pub(crate) use tridiagonal::tridiagonal;
 
 use crate::qr::gpu::blocked::group;

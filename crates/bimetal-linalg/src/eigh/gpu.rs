@@ -1,7 +1,4 @@
-//! Eigenvalues and eigenvectors on a GPU: of small matrices by rotations, of others by tridiagonal form, divide and conquer, and the
-//! way back of the vectors.
-
-pub(crate) mod rotations;
+//! Eigenvalues and eigenvectors on a GPU: tridiagonal form, divide and conquer, and the way back of the vectors.
 
 use crate::blocks::working;
 use crate::condense::tridiagonal;
@@ -16,9 +13,6 @@ pub(super) fn eigh(gpu: &Gpu, upper: bool, a: &Tensor, outputs: &mut [&mut Tenso
         return Ok(());
     }
     let n = values.numel() / batch;
-    if rotations::fit(gpu, n) {
-        return rotations::eigh(gpu, upper, a, outputs, n);
-    }
     let form = tridiagonal(gpu, upper, a, status, wanted)?;
     if n == 0 {
         return Ok(());
