@@ -421,8 +421,7 @@ impl Lt {
         let step = if shape.rows[operand] > 0 { shape.rows[operand] as i64 } else { rows.max(1) as i64 };
         let mut layout = std::ptr::null_mut();
         // SAFETY: the new object is written into a local.
-        let created =
-            unsafe { (self.layout_create)(&mut layout, element.data_type(), rows, columns, step) };
+        let created = unsafe { (self.layout_create)(&mut layout, element.data_type(), rows, columns, step) };
         ok("cublasLtMatrixLayoutCreate", created)?;
         if shape.batch > 1 {
             let (batch, stride) = (shape.batch as i32, shape.strides[operand] as i64);

@@ -53,7 +53,8 @@ fn main() {
 
 /// The shape that a text like `8x1024x512` names.
 fn shape(text: &str) -> Shape {
-    let extents: Vec<usize> = text.split('x').map(|n| n.parse().expect("extents are numbers, as in 1024x512")).collect();
+    let extents: Vec<usize> =
+        text.split('x').map(|n| n.parse().expect("extents are numbers, as in 1024x512")).collect();
     Shape::new(&extents).expect("a shape")
 }
 

@@ -137,15 +137,8 @@ fn products_of_i8_are_exact() {
     let on_device = |t: &[i8]| Tensor::from_slice(t, &[t.len()]).unwrap().to_device(DEVICE).unwrap();
     let (a, b) = (on_device(&a), on_device(&b));
     let d = Tensor::zeros(&[m, n], DType::I32).unwrap().to_device(DEVICE).unwrap();
-    let product = bimetal_core::gpu::Product {
-        batch: 1,
-        m,
-        n,
-        k,
-        a_transposed: false,
-        b_transposed: true,
-        ..Default::default()
-    };
+    let product =
+        bimetal_core::gpu::Product { batch: 1, m, n, k, a_transposed: false, b_transposed: true, ..Default::default() };
     assert!(gpu.gemm(&product, 1.0, 0.0, &a, &b, &d).unwrap());
     assert_eq!(d.to_vec::<i32>().unwrap(), exact);
 }

@@ -1,6 +1,7 @@
 //! The reductions and the way back against the matrix itself, in LAPACK's units, on every GPU.
 
 use super::{Memory, Reflectors, bidiagonal, tridiagonal};
+use crate::qr::gpu::wy::Groups;
 use bimetal_core::op::{Fill, Spectrum, Structure};
 use bimetal_core::verify::fill;
 use bimetal_core::{DType, Gpu, Shape, Spec, Tensor};
@@ -265,7 +266,11 @@ fn groups_of_reflectors() {
         let dot = |r: usize, s: usize| (0..n).map(|i| v(r, i) * v(s, i)).sum::<f64>();
         let gram: Vec<f64> = (0..size * size).map(|e| dot(e / size, e % size)).collect();
         let gram = Tensor::from_f64(&gram, &[1, size, size], DType::F32).unwrap().to_device(gpu.device()).unwrap();
-        let t = reflectors.triangles(memory, &gram, 1, size).unwrap().to_f64_vec().unwrap();
+        let elem = memory.elem().unwrap();
+        let mut groups = Groups::new(gpu, [&reflectors.v, &reflectors.tau], [size, size, 1], elem).unwrap();
+        groups.gram = gram;
+        groups.triangle(0..size).unwrap();
+        let t = groups.t.to_f64_vec().unwrap();
         for row in 0..n {
             let weights: Vec<f64> = (0..size).map(|r| (0..size).map(|s| t[r * size + s] * v(s, row)).sum()).collect();
             for i in 0..n {

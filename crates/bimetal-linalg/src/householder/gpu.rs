@@ -144,7 +144,7 @@ pub(super) fn product(
     let products = !single && k > 8 && by_products(gpu, m * if params.right { rows } else { columns });
     // Groups are filled up.
     let reflectors = k.next_multiple_of(if products { group(k) } else { widest });
-    let steps: Vec<Step> = (0..k).step_by(widest).map(|first| Step { first, width: widest }).collect();
+    let steps = k.div_ceil(widest);
     let across = if params.right { rows } else { columns };
     let work = Work {
         gpu,
@@ -155,62 +155,11 @@ pub(super) fn product(
         x: make(&[batch, across, stride])?,
         v: make(&[batch, reflectors, stride])?,
         tau: make(&[batch, reflectors])?,
-        t: make(&[steps.len(), batch, widest, widest])?,
+        t: make(&[steps, batch, widest, widest])?,
         elem: elems[1],
         address: address_type(batch * across.max(reflectors).max(n) * stride),
     };
-    let total = batch * reflectors * stride;
-    let units = UNITS.min(gpu.max_units as usize);
-    let elementwise = |count: usize| gpu.cubes(count.div_ceil(ELEMENTWISE_UNITS as usize));
-    let code = Code {
-        width: widest,
-        rows: 0,
-        units,
-        planes: units.div_ceil(gpu.plane.0 as usize),
-        plane: plane(gpu, widest),
-        double: computed == DType::F64,
-    };
-    if k > 0 {
-        // SAFETY: the buffers have these extents, past which the kernels touch nothing.
-        unsafe {
-            load_reflectors::launch_unchecked(
-                gpu.client(),
-                elementwise(total),
-                CubeDim::new_1d(ELEMENTWISE_UNITS),
-                work.address,
-                inputs[0].gpu_arg()?,
-                inputs[1].gpu_arg()?,
-                work.v.gpu_arg()?,
-                work.tau.gpu_arg()?,
-                total,
-                m,
-                n,
-                k,
-                reflectors,
-                stride,
-                single,
-                elems,
-            );
-            if !products {
-                triangles::launch_unchecked(
-                    gpu.client(),
-                    gpu.cubes(batch * steps.len()),
-                    CubeDim::new_1d(units as u32),
-                    work.address,
-                    work.v.gpu_arg()?,
-                    work.tau.gpu_arg()?,
-                    work.t.gpu_arg()?,
-                    batch,
-                    batch * steps.len(),
-                    m,
-                    reflectors,
-                    stride,
-                    code,
-                    elems[1],
-                );
-            }
-        }
-    }
+    load(&work, single, n, !products, [inputs[0], inputs[1]], elems)?;
     work.load_plain(inputs[2], rows, columns, params.right, elems)?;
     let forward = params.right != params.transpose;
     if products {
@@ -218,9 +167,10 @@ pub(super) fn product(
         groups.prepare(k)?;
         groups.apply_all(k, Lines { x: &work.x, count: across }, forward, |_| 0)?;
     } else {
-        for turn in 0..steps.len() {
-            let index = if forward { turn } else { steps.len() - 1 - turn };
-            work.apply(&work.x, across, steps[index], index, 0..across, forward)?;
+        for turn in 0..steps {
+            let index = if forward { turn } else { steps - 1 - turn };
+            let step = Step { first: index * widest, width: widest };
+            work.apply(&work.x, across, step, index, 0..across, forward)?;
         }
     }
     if params.right {
@@ -247,9 +197,77 @@ pub(super) fn product(
             reflectors,
             stride,
             Stores::Unjudged,
-            code.double,
+            computed == DType::F64,
             elems,
         );
+    }
+    Ok(())
+}
+
+/// Fills `v` and τ with the reflectors of `packed` matrices of `n` columns or single ones, and `t` with the triangles of panels if they
+/// are wanted.
+fn load(
+    work: &Work,
+    single: bool,
+    n: usize,
+    panels: bool,
+    [packed, factors]: [&Tensor; 2],
+    elems: [ElemType; 2],
+) -> Result<()> {
+    let Work { gpu, dims, stride, reflectors, widest, .. } = *work;
+    let (batch, m, k) = (dims.batch, dims.m, dims.k);
+    if k == 0 {
+        return Ok(());
+    }
+    let total = batch * reflectors * stride;
+    let units = UNITS.min(gpu.max_units as usize);
+    let code = Code {
+        width: widest,
+        rows: 0,
+        units,
+        planes: units.div_ceil(gpu.plane.0 as usize),
+        plane: plane(gpu, widest),
+        double: work.x.dtype() == DType::F64,
+    };
+    // SAFETY: the buffers have these extents, past which the kernels touch nothing.
+    unsafe {
+        load_reflectors::launch_unchecked(
+            gpu.client(),
+            gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
+            CubeDim::new_1d(ELEMENTWISE_UNITS),
+            work.address,
+            packed.gpu_arg()?,
+            factors.gpu_arg()?,
+            work.v.gpu_arg()?,
+            work.tau.gpu_arg()?,
+            total,
+            m,
+            n,
+            k,
+            reflectors,
+            stride,
+            single,
+            elems,
+        );
+        if panels {
+            let panels = batch * k.div_ceil(widest);
+            triangles::launch_unchecked(
+                gpu.client(),
+                gpu.cubes(panels),
+                CubeDim::new_1d(units as u32),
+                work.address,
+                work.v.gpu_arg()?,
+                work.tau.gpu_arg()?,
+                work.t.gpu_arg()?,
+                batch,
+                panels,
+                m,
+                reflectors,
+                stride,
+                code,
+                elems[1],
+            );
+        }
     }
     Ok(())
 }

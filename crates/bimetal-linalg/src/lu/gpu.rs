@@ -2,8 +2,11 @@
 //! blocks in the device's memory.
 
 mod determinant;
+mod ends;
 mod large;
+mod lines;
 mod panels;
+mod pivot;
 mod rows;
 
 use self::determinant::{logarithm, scaled, signum, unscaled};

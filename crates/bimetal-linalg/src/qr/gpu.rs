@@ -2,6 +2,7 @@
 
 pub(crate) mod blocked;
 pub(crate) mod columns;
+mod ends;
 pub(crate) mod moves;
 pub(crate) mod panels;
 pub(crate) mod wy;

@@ -3,14 +3,13 @@
 
 use super::super::Kind;
 use super::super::cpu::Extents;
-use super::determinant::{logarithm, scaled, signum, unscaled};
-use super::panels::{self, Code, Lines, LinesLaunch, MOVED, MOVERS};
-use crate::blocks::{BLOCK, Place, Work, elems, working};
+use super::lines::{self, Lines, LinesLaunch, MOVED, MOVERS};
+use super::panels::{self, Code};
+use crate::blocks::{BLOCK, Place, Work, working};
 use crate::qr::gpu::blocked::{panel_units, widest};
-use crate::qr::gpu::moves::{PART, TILE, TILE_UNITS};
+use crate::qr::gpu::moves::{PART, TILE};
 use bimetal_core::gpu::counted;
 use bimetal_core::{DType, Device, Gpu, Result, Tensor};
-use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
@@ -29,7 +28,7 @@ struct Params {
 const PARAMS: Params = Params { units: 512, following: 1024, held: 64, block: 64, group: 256 };
 
 /// Units of the kernels for all elements.
-const UNITS: u32 = 256;
+pub(super) const UNITS: u32 = 256;
 
 /// A panel's first column and its columns.
 #[derive(Clone, Copy)]
@@ -53,10 +52,10 @@ fn code(gpu: &Gpu, dtype: DType, m: usize) -> Code {
 }
 
 /// Matrices and right-hand sides in working memory.
-struct Columns<'a> {
-    work: Work<'a>,
-    lines: Lines,
-    m: usize,
+pub(super) struct Columns<'a> {
+    pub(super) work: Work<'a>,
+    pub(super) lines: Lines,
+    pub(super) m: usize,
     code: Code,
     pivots: Handle,
     most_pivots: usize,
@@ -73,7 +72,7 @@ fn moves_of(code: Code, r: usize) -> usize {
     r.div_ceil(code.width) * 4 * code.width
 }
 
-fn flags_of(m: usize, n: usize) -> usize {
+pub(super) fn flags_of(m: usize, n: usize) -> usize {
     m.div_ceil(PART) * n.div_ceil(TILE)
 }
 
@@ -139,11 +138,11 @@ pub(super) fn run(
 }
 
 impl Columns<'_> {
-    fn lines(&self) -> LinesLaunch {
+    pub(super) fn lines(&self) -> LinesLaunch {
         LinesLaunch::new(self.lines.batch, self.lines.count, self.lines.stride)
     }
 
-    fn pivots(&self) -> BufferArg {
+    pub(super) fn pivots(&self) -> BufferArg {
         let total = self.lines.batch * self.most_pivots;
         // SAFETY: there are so many for each matrix.
         unsafe { BufferArg::from_raw_parts(self.pivots.clone(), total) }
@@ -163,83 +162,6 @@ impl Columns<'_> {
     /// Element (row, column), as rows and columns of the matrices.
     fn place(&self) -> Place {
         Place { start: 0, row: 1, column: self.lines.stride }
-    }
-
-    /// Fills the lines from `first` on with the columns of matrices of `n`; flags of what is not finite, and how many for each.
-    fn load(&self, a: &Tensor, n: usize, first: usize) -> Result<(Handle, usize)> {
-        let Self { work, lines, m, .. } = self;
-        let flags = flags_of(*m, n);
-        let handle = work.gpu.alloc(lines.batch * flags * 4);
-        // SAFETY: the matrices have these extents, and there is a flag for each part of each.
-        unsafe {
-            panels::load::launch_unchecked(
-                work.gpu.client(),
-                work.gpu.cubes(lines.batch * flags),
-                CubeDim::new_1d(TILE_UNITS as u32),
-                work.address(),
-                a.gpu_arg()?,
-                work.arg(),
-                BufferArg::from_raw_parts(handle.clone(), lines.batch * flags),
-                self.lines(),
-                *m,
-                n,
-                first,
-                work.double(),
-                elems(work.gpu, a.dtype())?,
-            );
-        }
-        Ok((handle, flags))
-    }
-
-    fn identities(&self, n: usize) -> Result<()> {
-        let work = &self.work;
-        // SAFETY: there are `n` lines from line `n` on.
-        unsafe {
-            panels::identities::launch_unchecked(
-                work.gpu.client(),
-                work.gpu.cubes((self.lines.batch * n * n).div_ceil(UNITS as usize)),
-                CubeDim::new_1d(UNITS),
-                work.address(),
-                work.arg(),
-                self.lines(),
-                n,
-                n,
-                work.gpu.elem(work.dtype)?,
-            );
-        }
-        Ok(())
-    }
-
-    fn store(
-        &self,
-        out: &Tensor,
-        status: &Tensor,
-        [m, n]: [usize; 2],
-        first: usize,
-        positive_fails: bool,
-    ) -> Result<()> {
-        let work = &self.work;
-        let elems = elems(work.gpu, out.dtype())?;
-        // SAFETY: the lines from `first` on hold matrices of these extents.
-        unsafe {
-            panels::store::launch_unchecked(
-                work.gpu.client(),
-                work.gpu.cubes(self.lines.batch * m.div_ceil(TILE) * n.div_ceil(TILE)),
-                CubeDim::new_1d(TILE_UNITS as u32),
-                work.address(),
-                work.arg(),
-                out.gpu_arg()?,
-                status.gpu_arg()?,
-                self.lines(),
-                m,
-                n,
-                first,
-                InputScalar::new(f64::NAN, elems[1]),
-                positive_fails,
-                elems,
-            );
-        }
-        Ok(())
     }
 
     /// Factors the first `r` columns, and takes all other lines along.
@@ -366,7 +288,7 @@ impl Columns<'_> {
         let (units, elem) = (CubeDim::new_1d((MOVERS * MOVED) as u32), work.gpu.elem(work.dtype)?);
         // SAFETY: the rows and lines lie within the matrices.
         unsafe {
-            panels::exchange::launch_unchecked(
+            lines::exchange::launch_unchecked(
                 work.gpu.client(),
                 work.gpu.cubes((lines.batch * (to - from)).div_ceil(MOVED)),
                 units,
@@ -454,37 +376,6 @@ impl Columns<'_> {
         }
         Ok(())
     }
-
-    fn determinants(&self, kind: Kind, n: usize, outputs: &[&mut Tensor], status: &Tensor) -> Result<()> {
-        let work = &self.work;
-        let elems = [work.gpu.elem(outputs[0].dtype())?, work.gpu.elem(work.dtype)?];
-        // SAFETY: a value for each of the matrices.
-        unsafe {
-            from_diagonals::launch_unchecked(
-                work.gpu.client(),
-                work.gpu.cubes(work.count.div_ceil(UNITS as usize)),
-                CubeDim::new_1d(UNITS),
-                work.address(),
-                work.arg(),
-                self.pivots(),
-                outputs[0].gpu_arg()?,
-                match outputs.get(1) {
-                    Some(second) => second.gpu_arg()?,
-                    None => work.dummy(),
-                },
-                status.gpu_arg()?,
-                work.count as u32,
-                self.lines(),
-                n as u32,
-                InputScalar::new(f64::NAN, elems[1]),
-                InputScalar::new(f64::NEG_INFINITY, elems[1]),
-                kind == Kind::Slogdet,
-                work.double(),
-                elems,
-            );
-        }
-        Ok(())
-    }
 }
 
 #[cube(launch_unchecked)]
@@ -492,55 +383,5 @@ fn clear_pivots(pivots: &mut [i32], status: &[i32], total: u32, r: u32) {
     let e = ABSOLUTE_POS;
     if e < total as usize && status[e / r as usize] < 0i32 {
         pivots[e] = 0i32;
-    }
-}
-
-/// A unit for each matrix.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn from_diagonals<I: Float, A: Float>(
-    w: &[A],
-    pivots: &[i32],
-    out: &mut [I],
-    second: &mut [I],
-    status: &mut [i32],
-    count: u32,
-    lines: Lines,
-    n: u32,
-    nan: InputScalar,
-    below: InputScalar,
-    #[comptime] signed: bool,
-    #[comptime] double: bool,
-    #[define(I, A)] _elems: [ElemType; 2],
-) {
-    let matrix = ABSOLUTE_POS;
-    let n = n as usize;
-    if matrix < count as usize {
-        let mut product = A::new(1.0);
-        for k in 0..n {
-            let exchanged = pivots[matrix * n + k] != k as i32 + 1i32;
-            product = select(exchanged, -product, product);
-        }
-        let found = status[matrix];
-        if comptime!(signed) {
-            let mut state = Array::<A>::new(2usize);
-            state[0] = product;
-            state[1] = A::new(0.0);
-            for k in 0..n {
-                scaled::<A>(&mut state, w[(matrix * lines.count + k) * lines.stride + k]);
-            }
-            product = signum::<A>(state[0]);
-            let value = select(product == A::new(0.0), below.get::<A>(), logarithm::<A>(&state, double));
-            second[matrix] = I::cast_from(select(found < 0i32, nan.get::<A>(), value));
-        } else {
-            let mut state = Array::<A>::new(2usize);
-            state[0] = product;
-            state[1] = A::new(0.0);
-            for k in 0..n {
-                scaled::<A>(&mut state, w[(matrix * lines.count + k) * lines.stride + k]);
-            }
-            product = unscaled::<A>(&state);
-        }
-        out[matrix] = I::cast_from(select(found < 0i32, nan.get::<A>(), product));
-        status[matrix] = min(found, 0i32);
     }
 }

@@ -1,7 +1,8 @@
 //! Large matrices on the GPU: panels one after another, each applied to the columns after it; then Q from the last one back.
 
 use super::super::{Dims, Form};
-use super::moves::{self, Stores, TILE, TILE_UNITS};
+use super::ends::{Ends, parts};
+use super::moves::{self, Stores};
 use super::panels::{self, Code};
 use super::wy::{BLOCK, Groups, Lines};
 use bimetal_core::gpu::counted;
@@ -76,7 +77,6 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
     let Dims { batch, m, n, k } = *dims;
     let [first, second, status] = outputs else { unreachable!("outputs were checked") };
     let computed = if a.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    let double = computed == DType::F64;
     let elems = [gpu.elem(a.dtype())?, gpu.elem(computed)?];
     let make = |extents: &[usize]| Tensor::empty_on(Spec::new(Shape::new(extents)?, computed), gpu.device());
     let stride = m.next_multiple_of(STRIDE);
@@ -84,9 +84,6 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
     let columns = form.columns(dims);
     let widest = widest(gpu);
     let reflectors = room(k, widest);
-    let scales = make(&[batch, n])?;
-    let parts = parts(m);
-    let sizes = gpu.alloc(batch * parts * n * 4);
     let work = Work {
         gpu,
         dims: *dims,
@@ -100,54 +97,8 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
         elem: elems[1],
         address: address_type(batch * n.max(columns).max(reflectors) * stride),
     };
-    let tiles = |rows: usize, columns: usize| gpu.cubes(batch * rows.div_ceil(TILE) * columns.div_ceil(TILE));
-    let units = CubeDim::new_1d(TILE_UNITS as u32);
-    // SAFETY: the kernels drop what is past these extents, which are those of the buffers.
-    unsafe {
-        moves::column_sizes::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(batch * parts * n.div_ceil(TILE)),
-            units,
-            work.address,
-            a.gpu_arg()?,
-            BufferArg::from_raw_parts(sizes.clone(), batch * parts * n),
-            batch,
-            m,
-            n,
-            parts,
-            double,
-            elems,
-        );
-        moves::column_scales::launch_unchecked(
-            gpu.client(),
-            gpu.cubes(batch),
-            units,
-            work.address,
-            BufferArg::from_raw_parts(sizes, batch * parts * n),
-            scales.gpu_arg()?,
-            status.gpu_arg()?,
-            batch,
-            n,
-            parts,
-            double,
-            elems[1],
-        );
-        moves::load::launch_unchecked(
-            gpu.client(),
-            tiles(stride, n),
-            units,
-            work.address,
-            a.gpu_arg()?,
-            scales.gpu_arg()?,
-            work.x.gpu_arg()?,
-            batch,
-            m,
-            n,
-            stride,
-            true,
-            elems,
-        );
-    }
+    let ends = Ends { work: &work, scales: make(&[batch, n])?, status, elems };
+    ends.load(a)?;
     let groups = match by_products(gpu, m * n) {
         true => {
             let extents = group_extents(&steps, n.max(columns));
@@ -159,54 +110,13 @@ pub(super) fn factor(gpu: &Gpu, form: Form, dims: &Dims, a: &Tensor, outputs: &m
         Some(groups) => work.factor_by_groups(&steps, groups, form != Form::Packed)?,
         None => work.factor_by_panels(&steps)?,
     }
-    let store = |x: &Tensor, out: &Tensor, rows: usize, columns: usize, stores: Stores| -> Result<()> {
-        // SAFETY: as above.
-        unsafe {
-            moves::store::launch_unchecked(
-                gpu.client(),
-                tiles(rows, columns),
-                units,
-                work.address,
-                x.gpu_arg()?,
-                work.v.gpu_arg()?,
-                scales.gpu_arg()?,
-                status.gpu_arg()?,
-                out.gpu_arg()?,
-                batch,
-                rows,
-                columns,
-                reflectors,
-                stride,
-                stores,
-                double,
-                elems,
-            );
-        }
-        Ok(())
-    };
     if form == Form::Packed {
-        let total = batch * k;
-        // SAFETY: as above.
-        unsafe {
-            moves::store_tau::launch_unchecked(
-                gpu.client(),
-                gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
-                CubeDim::new_1d(ELEMENTWISE_UNITS),
-                work.address,
-                work.tau.gpu_arg()?,
-                status.gpu_arg()?,
-                second.gpu_arg()?,
-                total,
-                k,
-                reflectors,
-                elems,
-            );
-        }
-        return store(&work.x, first, m, n, Stores::Packed);
+        ends.store_tau(second)?;
+        return ends.store(&work.x, first, [m, n], Stores::Packed);
     }
-    store(&work.x, second, columns, n, Stores::Triangle)?;
+    ends.store(&work.x, second, [columns, n], Stores::Triangle)?;
     let q = work.orthogonal(&steps, groups.as_ref(), columns, make(&[batch, columns, stride])?)?;
-    store(&q, first, m, columns, Stores::Whole)
+    ends.store(&q, first, [m, columns], Stores::Whole)
 }
 
 /// Bytes that [`factor`] allocates beside inputs and outputs; on CUDA as if the vendor's library never refused.
@@ -227,11 +137,6 @@ pub(super) fn scratch(gpu: &Gpu, form: Form, dims: &Dims, dtype: DType) -> Resul
         all += Groups::bytes(batch, group_extents(&steps, n.max(columns)), size);
     }
     Ok(all)
-}
-
-/// Parts into which columns are cut to measure them.
-fn parts(m: usize) -> usize {
-    m.div_ceil(moves::PART).clamp(1, moves::PARTS)
 }
 
 /// Reflectors for which there is room: those of a last panel that is not full are there too.
@@ -410,76 +315,6 @@ impl Work<'_> {
                 groups.merge(group..end)?;
                 groups.apply(group..end, lines, end..n, true)?;
             }
-        }
-        Ok(())
-    }
-
-    /// Fills `x` with matrices that are not scaled: with their columns, or with their rows.
-    pub(crate) fn load_plain(
-        &self,
-        c: &Tensor,
-        rows: usize,
-        columns: usize,
-        by_rows: bool,
-        elems: [ElemType; 2],
-    ) -> Result<()> {
-        let (gpu, batch) = (self.gpu, self.dims.batch);
-        let total = self.x.numel();
-        // SAFETY: the buffers have these extents; no scale is read.
-        unsafe {
-            if by_rows {
-                moves::copy_lines::launch_unchecked(
-                    gpu.client(),
-                    gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
-                    CubeDim::new_1d(ELEMENTWISE_UNITS),
-                    self.address,
-                    c.gpu_arg()?,
-                    self.x.gpu_arg()?,
-                    total,
-                    columns,
-                    self.stride,
-                    false,
-                    elems,
-                );
-            } else {
-                moves::load::launch_unchecked(
-                    gpu.client(),
-                    gpu.cubes(batch * self.stride.div_ceil(TILE) * columns.div_ceil(TILE)),
-                    CubeDim::new_1d(TILE_UNITS as u32),
-                    self.address,
-                    c.gpu_arg()?,
-                    self.tau.gpu_arg()?,
-                    self.x.gpu_arg()?,
-                    batch,
-                    rows,
-                    columns,
-                    self.stride,
-                    false,
-                    elems,
-                );
-            }
-        }
-        Ok(())
-    }
-
-    /// Stores the columns in `x` as rows.
-    pub(crate) fn store_lines(&self, out: &Tensor, elems: [ElemType; 2]) -> Result<()> {
-        let (gpu, total) = (self.gpu, out.numel());
-        // SAFETY: `out` has as many lines as `x`, of `m` elements.
-        unsafe {
-            moves::copy_lines::launch_unchecked(
-                gpu.client(),
-                gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
-                CubeDim::new_1d(ELEMENTWISE_UNITS),
-                self.address,
-                self.x.gpu_arg()?,
-                out.gpu_arg()?,
-                total,
-                self.dims.m,
-                self.stride,
-                true,
-                [elems[1], elems[0]],
-            );
         }
         Ok(())
     }

@@ -123,19 +123,9 @@ pub fn panel<A: Float>(
     let mut pivots = Shared::<[A]>::new_slice(comptime!(2 * width));
     let (matrix, unit, active) = (CUBE_POS, UNIT_POS as usize, CUBE_POS < batch);
     let zero = A::from_int(0);
+    let place = Place { column: matrix * n + first, line: matrix * reflectors + first, m, stride, first, clear };
     let mut held = Array::<A>::new(comptime!(width * rows));
-    #[unroll]
-    for c in 0..width {
-        #[unroll]
-        for r in 0..rows {
-            let row = first + unit + r * form.units;
-            let at = comptime!(c * rows + r);
-            held[at] = zero;
-            if active && (c as u32) < used && row < m {
-                held[at] = x[(matrix * n + first + c) * stride + row];
-            }
-        }
-    }
+    load_panel::<A>(&mut held, x, &place, select(active, used, 0u32), form);
     // A row of the triangle.
     let mut line = Array::<A>::new(width);
     #[unroll]
@@ -183,7 +173,6 @@ pub fn panel<A: Float>(
                 held[comptime!(c * rows + r)] -= step * other;
             }
         }
-        let last = select(UNIT_POS == j, scalar, zero - scalar * total);
         let own = held[0];
         let diagonal = select(none, head, beta);
         held[0] = select(UNIT_POS > j, own * factor, select(UNIT_POS == j, diagonal, own));
@@ -192,11 +181,8 @@ pub fn panel<A: Float>(
             held[r] *= factor;
         }
         rotate::<A>(&mut held, width, rows);
-        #[unroll]
-        for c in 1..width {
-            line[comptime!(c - 1)] = line[c];
-        }
-        line[comptime!(width - 1)] = last;
+        line[0] = select(UNIT_POS == j, scalar, zero - scalar * total);
+        rotate::<A>(&mut line, width, 1usize);
         if UNIT_POS == 0 && active {
             tau[matrix * reflectors + first + j as usize] = scalar;
         }
@@ -208,8 +194,24 @@ pub fn panel<A: Float>(
                 t[t_start + (matrix * width + unit) * width + c] = line[c];
             }
         }
-        let place = Place { column: matrix * n + first, line: matrix * reflectors + first, m, stride, first, clear };
         store_panel::<A>(&held, x, v, &place, used, form);
+    }
+}
+
+/// Loads the `used` columns of a panel, zeros beside and below them.
+#[cube]
+fn load_panel<A: Float>(held: &mut Array<A>, x: &mut [A], place: &Place, used: u32, #[comptime] form: Code) {
+    #[unroll]
+    for c in 0..form.width {
+        #[unroll]
+        for r in 0..form.rows {
+            let row = place.first + UNIT_POS as usize + r * form.units;
+            let at = comptime!(c * form.rows + r);
+            held[at] = A::from_int(0);
+            if (c as u32) < used && row < place.m {
+                held[at] = x[(place.column + c) * place.stride + row];
+            }
+        }
     }
 }
 

@@ -28,8 +28,8 @@ pub(crate) struct Groups<'a> {
     stride: usize,
     pub(crate) size: usize,
     /// For each group its products of pairs, and the triangle, one matrix after another.
-    gram: Tensor,
-    t: Tensor,
+    pub(crate) gram: Tensor,
+    pub(crate) t: Tensor,
     /// Inner products of lines and reflectors, and what becomes of them; a part of each triangle while it grows.
     inner: Tensor,
     weights: Tensor,
@@ -127,6 +127,12 @@ impl<'a> Groups<'a> {
             ..Product::default()
         };
         self.multiply(pairs, [1.0, 0.0], [self.v, self.v, &self.gram])?;
+        self.triangle(block)
+    }
+
+    /// The triangle of a block of reflectors, of which the products of the pairs are there.
+    pub(crate) fn triangle(&self, block: Range<usize>) -> Result<()> {
+        let Self { batch, size, .. } = *self;
         // SAFETY: the block of each matrix lies within the buffers.
         unsafe {
             triangle::launch_unchecked(
@@ -317,30 +323,7 @@ fn triangle<A: Float>(
         g[i * line + j] = value;
     }
     sync_cube();
-    if unit < BLOCK {
-        let corner = unit / LEAF * LEAF;
-        let own = unit % LEAF;
-        let mut column = Array::<A>::new(LEAF);
-        #[unroll]
-        for step in 0..LEAF {
-            let j = comptime!(LEAF - 1 - step);
-            let mut sum = select(j == own, A::from_int(1), zero);
-            #[unroll]
-            for i in comptime!(j + 1)..LEAF {
-                // Below the diagonal there are zeros.
-                sum -= g[(corner + j) * line + corner + i] * column[i];
-            }
-            let mut factor = zero;
-            if corner + j < count {
-                factor = tau[matrix * rows + first + corner + j];
-            }
-            column[j] = factor * sum;
-            // The triangle is kept transposed, below and on the diagonal.
-            if j <= own {
-                g[unit * line + corner + j] = factor * sum;
-            }
-        }
-    }
+    leaves::<A>(&mut g, tau, matrix * rows + first, count);
     #[unroll]
     for level in 0..comptime!((BLOCK / LEAF).trailing_zeros()) {
         let h = comptime!(LEAF << level);
@@ -376,6 +359,38 @@ fn triangle<A: Float>(
             let (i, j) = (e / count, e % count);
             t[base + i * size + j] = select(i <= j, g[j * line + i], zero);
             e += UNITS;
+        }
+    }
+}
+
+/// The small triangles on the diagonal, a column to a unit; `tau` has the first reflector's at `from`. The triangle is kept
+/// transposed, below and on the diagonal.
+#[cube]
+fn leaves<A: Float>(g: &mut Shared<[A]>, tau: &[A], from: usize, count: usize) {
+    let line = comptime!(BLOCK + 1);
+    let unit = UNIT_POS as usize;
+    let zero = A::from_int(0);
+    if unit < BLOCK {
+        let corner = unit / LEAF * LEAF;
+        let own = unit % LEAF;
+        let mut column = Array::<A>::new(LEAF);
+        #[unroll]
+        for step in 0..LEAF {
+            let j = comptime!(LEAF - 1 - step);
+            let mut sum = select(j == own, A::from_int(1), zero);
+            #[unroll]
+            for i in comptime!(j + 1)..LEAF {
+                // Below the diagonal there are zeros.
+                sum -= g[(corner + j) * line + corner + i] * column[i];
+            }
+            let mut factor = zero;
+            if corner + j < count {
+                factor = tau[from + corner + j];
+            }
+            column[j] = factor * sum;
+            if j <= own {
+                g[unit * line + corner + j] = factor * sum;
+            }
         }
     }
 }
