@@ -2,8 +2,10 @@
 
 mod lanes;
 mod large;
+mod panel;
 pub(crate) mod real;
 mod rows;
+mod tiles;
 
 use super::{Dims, Form};
 use bimetal_core::cpu::parallel::{self, Shared};
