@@ -2,8 +2,9 @@
 //! larger ones by rows of right-hand sides.
 
 use crate::blocks::Place;
-use crate::eliminate::{self, Rows, Triangle, padded, shared};
+use crate::eliminate::{self, Rows, Triangle, shared};
 use crate::lanes::{Entry, Mat, MatTo, Part, Real, gather, grain, scatter, threads_within, transpose};
+use crate::qr::tiles::stride;
 use crate::status::NOT_FINITE;
 use crate::system::System;
 use bimetal_core::DType;
@@ -102,7 +103,7 @@ fn one<E: Entry>(form: Form, t: &[E], b: &[E], x: &mut [E]) -> i32 {
     // A triangle of the computation's own dtype is read where it is.
     let given = E::DTYPE == if size_of::<E::Real>() == 4 { DType::F32 } else { DType::F64 };
     let copied = if given { 0 } else { n * n };
-    let stride = padded(k);
+    let stride = stride::<E::Real>(k);
     E::Real::scratch(copied + n * stride, |work| {
         let (triangle, right) = work.split_at_mut(copied);
         triangle.iter_mut().zip(t).for_each(|(to, t)| *to = t.real());

@@ -12,11 +12,17 @@ use bimetal_core::cpu::simd::{Kernel, Level, Simd, dispatch_at};
 /// Columns of a panel: fewer where the smaller extent is below the last number.
 const WIDTHS: [usize; 3] = [32, 64, 192];
 
+/// Columns of the panels for `k` reflectors.
+pub(crate) fn width(k: usize) -> usize {
+    std::env::var("QW").map_or(WIDTHS[usize::from(k >= WIDTHS[2])], |w| w.parse().unwrap())
+}
+
 /// Factorises one matrix with at most this many threads.
 pub(super) fn factor<E: Stored>(form: Form, dims: &Dims, a: &[E], parts: Parts<E>, threads: usize) {
     let Dims { m, n, k, .. } = *dims;
     let Parts { first, second, status } = parts;
     let shared = threads > 1;
+    let mut clock = std::time::Instant::now(); let mut lap = |what: &str| { if std::env::var("LAP").is_ok() { eprintln!("{what} {:.1}", clock.elapsed().as_secs_f64() * 1e6); clock = std::time::Instant::now(); } }; //LAP
     let Some(largest) = largest(a, shared) else {
         status[0] = NOT_FINITE;
         first.fill(E::NAN);
@@ -24,34 +30,24 @@ pub(super) fn factor<E: Stored>(form: Form, dims: &Dims, a: &[E], parts: Parts<E
         return;
     };
     status[0] = 0;
+    lap("scan"); //LAP
     let scale = scale(largest);
-    let width = WIDTHS[usize::from(k >= WIDTHS[2])];
+    let width = width(k);
     let columns = form.columns(dims);
     let (rows, x_step, q_step) = (padded(m), stride::<E::Work>(n), stride::<E::Work>(columns));
     let mut memory = Memory::take(rows * x_step.max(q_step) + Panels::<E::Work>::size(m, k, width));
     let (x, rest) = memory.slice().split_at_mut(rows * x_step.max(q_step));
+    lap("take"); //LAP
     let mut panels = Panels::new(rest, m, k, width, shared);
+    lap("new"); //LAP
     move_rows(shared, m, a, n, x, x_step, |x| x.widen() * scale);
     for row in x.chunks_exact_mut(x_step).take(m) {
         row[n..].fill(E::Work::default());
     }
     x[m * x_step..rows * x_step].fill(E::Work::default());
-    for start in panels.starts() {
-        panels.factor(x, x_step, start);
-        let block = panels.block(start);
-        // Where the last panel ends within a unit, it has done the columns that are left of it.
-        let from = start + block.count;
-        if from < n {
-            let target = Target {
-                x: x[start * x_step + from..].as_mut_ptr(),
-                x_step,
-                columns: padded(n) - from,
-                known: Columns::Any,
-            };
-            // SAFETY: the rows from `start` on of columns that are not the panel's.
-            unsafe { apply(block, target, true, shared) };
-        }
-    }
+    lap("in"); //LAP
+    panels.reduce(x, x_step, n);
+    lap("reduce"); //LAP
     if form == Form::Packed {
         return packed([m, n, k], x, x_step, &mut panels, [first, second], scale);
     }
@@ -59,8 +55,11 @@ pub(super) fn factor<E: Stored>(form: Form, dims: &Dims, a: &[E], parts: Parts<E
         row[..i.min(n)].fill(E::narrow(E::Work::default()));
         row.iter_mut().enumerate().skip(i).for_each(|(j, out)| *out = E::narrow(x[i * x_step + j] / scale));
     }
+    lap("R"); //LAP
     orthogonal(&mut panels, x, q_step, [rows, columns]);
+    lap("Q"); //LAP
     move_rows(shared, m, x, q_step, first, columns, |x| E::narrow(x));
+    lap("out"); //LAP
 }
 
 /// Writes R and the reflectors below it into one matrix, and τ.
@@ -118,10 +117,10 @@ fn orthogonal<T: Real>(panels: &mut Panels<T>, q: &mut [T], step: usize, [rows, 
 }
 
 /// Elements that a thread moves at least.
-const MOVED: usize = 1 << 15;
+pub(crate) const MOVED: usize = 1 << 15;
 
 /// Copies rows of two matrices, as many elements of each as both have.
-fn move_rows<A: Copy + Sync, B: Send>(
+pub(crate) fn move_rows<A: Copy + Sync, B: Send>(
     shared: bool,
     rows: usize,
     from: &[A],
@@ -143,7 +142,7 @@ fn move_rows<A: Copy + Sync, B: Send>(
 }
 
 /// The largest magnitude, unless an element is not finite.
-fn largest<E: Stored>(a: &[E], shared: bool) -> Option<E::Work> {
+pub(crate) fn largest<E: Stored>(a: &[E], shared: bool) -> Option<E::Work> {
     let parts = a.len().div_ceil(MOVED);
     let mut found = vec![(E::Work::default(), true); parts];
     let each = |first: usize, found: &mut [(E::Work, bool)]| {

@@ -1,7 +1,7 @@
 //! Panels of columns become blocks of reflectors: a unit of columns at a time by one pass over its rows for each reflector,
 //! units and blocks of them by halves.
 
-use super::real::{Real, reflector};
+use super::real::{Real, Stored, reflector};
 use super::tiles::{Block, Columns, Join, Target, UNIT, apply, padded, stride};
 use bimetal_core::cpu::simd::{Kernel, Level, MAX_LANES, Simd, dispatch_at};
 use std::iter::StepBy;
@@ -85,8 +85,61 @@ impl<'a, T: Real> Panels<'a, T> {
         }
     }
 
+    /// Factorises the first columns of `x`, whose rows are `x_step` apart, and applies the reflectors to those beside them, up
+    /// to column `n`: R is left on and above the diagonal.
+    pub(crate) fn reduce(&mut self, x: &mut [T], x_step: usize, n: usize) {
+        for start in self.starts() {
+            self.factor(x, x_step, start);
+            let block = self.block(start);
+            // Where the last panel ends within a unit, it has done the columns that are left of it.
+            let from = start + block.count;
+            if from < n {
+                let x = x[start * x_step + from..].as_mut_ptr();
+                let target = Target { x, x_step, columns: padded(n) - from, known: Columns::Any };
+                // SAFETY: the rows from `start` on of columns that are not the panel's.
+                unsafe { apply(block, target, true, self.shared) };
+            }
+        }
+    }
+
+    /// Takes reflectors as LAPACK packs them, below the diagonal of rows of `n` elements.
+    pub(crate) fn unpack<E: Stored<Work = T>>(&mut self, packed: &[E], n: usize, tau: &[E]) {
+        let (k, zero) = (self.k, T::default());
+        self.tau.iter_mut().zip(tau).for_each(|(to, tau)| *to = tau.widen());
+        for start in self.starts() {
+            for i in start..self.rows {
+                let to = self.row(start, i);
+                let Some(from) = packed.get(i * n..(i + 1) * n) else {
+                    to.fill(zero);
+                    continue;
+                };
+                let below = (i - start).min(k - start).min(to.len());
+                to.iter_mut().zip(&from[start..start + below]).for_each(|(to, from)| *to = from.widen());
+                to[below..].fill(zero);
+                if i < k && below < to.len() {
+                    to[below] = T::ONE;
+                }
+            }
+            let count = self.block(start).count;
+            self.triangles(start, 0, count);
+        }
+    }
+
+    /// Applies the product of the reflectors, or its transpose, to the first `n` columns of `x`.
+    pub(crate) fn product(&mut self, x: &mut [T], x_step: usize, n: usize, transpose: bool) {
+        let starts = self.starts();
+        let starts: Vec<usize> = if transpose { starts.collect() } else { starts.rev().collect() };
+        for start in starts {
+            let block = self.block(start);
+            let x = x[start * x_step..].as_mut_ptr();
+            let target = Target { x, x_step, columns: padded(n), known: Columns::Any };
+            // SAFETY: the rows from `start` on.
+            unsafe { apply(block, target, transpose, self.shared) };
+        }
+    }
+
     /// Factorises a panel of `x`, whose rows are `x_step` apart: R goes to `x`, where what is below it loses its meaning.
-    pub(crate) fn factor(&mut self, x: &mut [T], x_step: usize, start: usize) {
+    fn factor(&mut self, x: &mut [T], x_step: usize, start: usize) {
         let width = self.width.min(padded(self.k - start));
         for row in start..self.rows {
             self.row(start, row).copy_from_slice(&x[row * x_step + start..][..width]);
@@ -138,12 +191,14 @@ impl<'a, T: Real> Panels<'a, T> {
                 break;
             }
         }
-        dispatch_at(level, Scale { x: &mut v[(column + UNIT).min(column + rows) * step..], step, rows: rows - UNIT, factors });
+        if rows > UNIT {
+            dispatch_at(level, Scale { x: &mut v[(column + UNIT) * step..], step, rows: rows - UNIT, factors });
+        }
         self.triangle(start, column, count);
     }
 
     /// Makes the triangles of a panel whose reflectors and τ are there.
-    pub(crate) fn triangles(&mut self, start: usize, column: usize, width: usize) {
+    fn triangles(&mut self, start: usize, column: usize, width: usize) {
         if width <= UNIT {
             return self.triangle(start, column, UNIT.min(self.k - start - column));
         }

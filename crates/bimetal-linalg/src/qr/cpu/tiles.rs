@@ -186,6 +186,9 @@ impl<T: Real> Strips<T> {
             through::<S, T, R, B>(s, *block, *forward, w, weights);
             for row in (0..rows).step_by(R) {
                 let to = x.add(row * target.x_step);
+                for next in row + R..rows.min(row + 2 * R) {
+                    prefetch::<S, T, B>(s, x.add(next * target.x_step));
+                }
                 let terms = count.min(row + R);
                 tile::<S, T, R, B, false>(s, [v.add(row * v_step), weights], [v_step, step], terms, [to, to], target.x_step, row >= zeros);
             }
@@ -222,11 +225,23 @@ unsafe fn products<S: Simd, T: Real, const R: usize, const B: usize>(
             if from < end {
                 // SAFETY: the caller's promise.
                 unsafe {
+                    // A share of the next rows for each tile.
+                    for row in (end + c * DEPTH / count..rows.min(end + (c + R) * DEPTH / count)) {
+                        prefetch::<S, T, B>(s, x.add(row * x_step));
+                    }
                     let (a, b, to) = (v.add(from * v_step + c), x.add(from * x_step), w.add(c * step));
                     tile::<S, T, R, B, true>(s, [a, b], [v_step, x_step], end - from, [to, to], step, true);
                 }
             }
         }
+    }
+}
+
+/// Brings a row of a strip nearer.
+#[inline(always)]
+fn prefetch<S: Simd, T: Real, const B: usize>(s: S, row: *const T) {
+    for line in (0..B * T::lanes::<S>()).step_by(64 / size_of::<T>()) {
+        s.prefetch(row.wrapping_add(line));
     }
 }
 
