@@ -22,6 +22,8 @@ pub(super) unsafe fn solve<R: Real>(t: Triangle<R>, x: Rows<R>, shared: bool) {
     let tasks = units.div_ceil(most.max(VECTORS));
     let tasks = if shared { tasks.max(parallel::threads()).next_multiple_of(parallel::threads()).min(units) } else { tasks };
     let some = |range: std::ops::Range<usize>| {
+        // The whole, which threads may share.
+        let x = x;
         for task in range {
             let [from, to] = [task, task + 1].map(|task| task * units / tasks * MAX_LANES);
             let x = Rows { p: x.p.wrapping_add(from), width: to - from, ..x };

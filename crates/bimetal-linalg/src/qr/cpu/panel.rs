@@ -62,14 +62,24 @@ impl<'a, T: Real> Panels<'a, T> {
     }
 
     /// The row of a panel's reflectors that belongs to a row of the matrix.
-    pub(crate) fn row(&mut self, start: usize, row: usize) -> &mut [T] {
-        let (at, width) = (self.place(start) + (row - start) * self.step(), self.width.min(padded(self.k - start)));
+    pub(crate) fn row(&self, start: usize, row: usize) -> &[T] {
+        let at = self.place(start) + (row - start) * self.step();
+        &self.v[at..at + self.columns_of(start)]
+    }
+
+    fn row_mut(&mut self, start: usize, row: usize) -> &mut [T] {
+        let (at, width) = (self.place(start) + (row - start) * self.step(), self.columns_of(start));
         &mut self.v[at..at + width]
+    }
+
+    /// Columns of a panel, in whole units.
+    fn columns_of(&self, start: usize) -> usize {
+        self.width.min(padded(self.k - start))
     }
 
     /// The block of a panel.
     pub(crate) fn block(&mut self, start: usize) -> Block<T> {
-        self.part(start, 0, self.width.min(padded(self.k - start)))
+        self.part(start, 0, self.columns_of(start))
     }
 
     /// Neighbouring reflectors of a panel.
@@ -108,7 +118,7 @@ impl<'a, T: Real> Panels<'a, T> {
         self.tau.iter_mut().zip(tau).for_each(|(to, tau)| *to = tau.widen());
         for start in self.starts() {
             for i in start..self.rows {
-                let to = self.row(start, i);
+                let to = self.row_mut(start, i);
                 let Some(from) = packed.get(i * n..(i + 1) * n) else {
                     to.fill(zero);
                     continue;
@@ -140,9 +150,9 @@ impl<'a, T: Real> Panels<'a, T> {
 
     /// Factorises a panel of `x`, whose rows are `x_step` apart: R goes to `x`, where what is below it loses its meaning.
     fn factor(&mut self, x: &mut [T], x_step: usize, start: usize) {
-        let width = self.width.min(padded(self.k - start));
+        let width = self.columns_of(start);
         for row in start..self.rows {
-            self.row(start, row).copy_from_slice(&x[row * x_step + start..][..width]);
+            self.row_mut(start, row).copy_from_slice(&x[row * x_step + start..][..width]);
         }
         self.columns(x, x_step, start, 0, width);
     }

@@ -226,7 +226,7 @@ unsafe fn products<S: Simd, T: Real, const R: usize, const B: usize>(
                 // SAFETY: the caller's promise.
                 unsafe {
                     // A share of the next rows for each tile.
-                    for row in (end + c * DEPTH / count..rows.min(end + (c + R) * DEPTH / count)) {
+                    for row in end + c * DEPTH / count..rows.min(end + (c + R) * DEPTH / count) {
                         prefetch::<S, T, B>(s, x.add(row * x_step));
                     }
                     let (a, b, to) = (v.add(from * v_step + c), x.add(from * x_step), w.add(c * step));
