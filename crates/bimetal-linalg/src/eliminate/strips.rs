@@ -20,7 +20,8 @@ pub(super) unsafe fn solve<R: Real>(t: Triangle<R>, x: Rows<R>, shared: bool) {
     let units = x.width.div_ceil(MAX_LANES);
     let most = TASK_BYTES / (t.n * size_of::<R>() * MAX_LANES) / VECTORS * VECTORS;
     let tasks = units.div_ceil(most.max(VECTORS));
-    let tasks = if shared { tasks.max(parallel::threads()).next_multiple_of(parallel::threads()).min(units) } else { tasks };
+    let tasks =
+        if shared { tasks.max(parallel::threads()).next_multiple_of(parallel::threads()).min(units) } else { tasks };
     let some = |range: std::ops::Range<usize>| {
         // The whole, which threads may share.
         let x = x;

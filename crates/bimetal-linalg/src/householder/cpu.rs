@@ -4,8 +4,8 @@ use super::{Dims, OrmqrParams};
 use crate::lanes::transpose;
 use crate::qr::large::{move_rows, width};
 use crate::qr::panel::Panels;
-use crate::qr::tiles::{padded, stride};
 use crate::qr::real::{Memory, Place, Real, Stored, reflect, reflector, scan};
+use crate::qr::tiles::{padded, stride};
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::parallel::{self, Shared};
 use bimetal_core::cpu::simd::{Kernel, Level, Simd, dispatch_at};
@@ -114,7 +114,8 @@ fn product_of<E: Stored>(
         let one = |i: usize| {
             // SAFETY: each matrix is given out once.
             let out = unsafe { out.slice(i * rows * columns..(i + 1) * rows * columns) };
-            let inputs = [&packed[i * m * n..][..m * n], &tau[i * k..][..k], &c[i * rows * columns..][..rows * columns]];
+            let inputs =
+                [&packed[i * m * n..][..m * n], &tau[i * k..][..k], &c[i * rows * columns..][..rows * columns]];
             blocked(dims, params, inputs, out, shared);
         };
         if shared {

@@ -152,7 +152,8 @@ impl<T: Real> Kernel for Substitute<'_, T> {
 
 /// The first column of R, from 1, that depends on those before it; 0 for full rank.
 fn deficient<T: Real>(r: &[T], step: usize, k: usize, limit: T) -> i32 {
-    let largest = |j: usize| (0..=j).map(|i| r[i * step + j].magnitude()).fold(T::default(), |a, x| if x > a { x } else { a });
+    let largest =
+        |j: usize| (0..=j).map(|i| r[i * step + j].magnitude()).fold(T::default(), |a, x| if x > a { x } else { a });
     (0..k).find(|&j| r[j * step + j].magnitude() <= limit * largest(j)).map_or(0, |j| j as i32 + 1)
 }
 

@@ -28,7 +28,12 @@ pub(super) fn syrk(product: &Product, params: SyrkParams, a: &Tensor, outputs: &
     }
 }
 
-fn batch<T: Real + Scalar>([count, order, terms]: [usize; 3], params: SyrkParams, a: &Tensor, out: &mut Tensor) -> Result<()> {
+fn batch<T: Real + Scalar>(
+    [count, order, terms]: [usize; 3],
+    params: SyrkParams,
+    a: &Tensor,
+    out: &mut Tensor,
+) -> Result<()> {
     let a = a.as_slice::<T>()?;
     let out = Shared::new(out.as_mut_slice::<T>()?);
     let grain = WORK / (order * order * terms) + 1;
@@ -41,7 +46,10 @@ fn batch<T: Real + Scalar>([count, order, terms]: [usize; 3], params: SyrkParams
         for i in range {
             let a = &a[i * order * terms..][..order * terms];
             if params.transpose {
-                columns.chunks_exact_mut(step).zip(a.chunks_exact(order)).for_each(|(to, a)| to[..order].copy_from_slice(a));
+                columns
+                    .chunks_exact_mut(step)
+                    .zip(a.chunks_exact(order))
+                    .for_each(|(to, a)| to[..order].copy_from_slice(a));
             } else {
                 transpose([order, terms], (a, terms), (&mut *columns, step), |x| x);
             }

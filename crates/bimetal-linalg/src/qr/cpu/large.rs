@@ -78,7 +78,11 @@ fn packed<E: Stored>(
             row[below..].iter_mut().zip(from).for_each(|(out, x)| *out = E::narrow(*x * unscale));
         }
     };
-    if panels.shared { parallel::ranges(m, MOVED / n + 1, some) } else { some(0..m) }
+    if panels.shared {
+        parallel::ranges(m, MOVED / n + 1, some)
+    } else {
+        some(0..m)
+    }
     second.iter_mut().zip(panels.tau.iter()).for_each(|(out, tau)| *out = E::narrow(*tau));
 }
 
@@ -151,8 +155,14 @@ pub(crate) fn largest<E: Stored>(a: &[E], shared: bool) -> Option<E::Work> {
             *found = dispatch_at(Level::current(), Scan(&a[start..(start + MOVED).min(a.len())]));
         }
     };
-    if shared { parallel::units_mut(&mut found, 1, 1, each) } else { each(0, &mut found) }
-    let all = found.iter().fold((E::Work::default(), true), |(most, all), &(x, finite)| (if x > most { x } else { most }, all && finite));
+    if shared {
+        parallel::units_mut(&mut found, 1, 1, each)
+    } else {
+        each(0, &mut found)
+    }
+    let all = found
+        .iter()
+        .fold((E::Work::default(), true), |(most, all), &(x, finite)| (if x > most { x } else { most }, all && finite));
     all.1.then_some(all.0)
 }
 

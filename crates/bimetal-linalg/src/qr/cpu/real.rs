@@ -133,7 +133,10 @@ macro_rules! real {
 }
 
 real!(f32, F, LANES, load, store, splat, fma, 1, 1e-28, 1e34, 4.7e-38, 1e-10, 1e10, u32, 23, 127);
-real!(f64, D, LANES_F64, load_f64, store_f64, splat_f64, fma_f64, 2, 1e-280, 1e290, 8.9e-308, 1e-100, 1e100, u64, 52, 1023);
+real!(
+    f64, D, LANES_F64, load_f64, store_f64, splat_f64, fma_f64, 2, 1e-280, 1e290, 8.9e-308, 1e-100, 1e100, u64, 52,
+    1023
+);
 
 /// An element type, and what it is computed in.
 pub(crate) trait Stored: Copy + Send + Sync + bimetal_core::Scalar + 'static {

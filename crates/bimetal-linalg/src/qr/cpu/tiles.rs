@@ -90,7 +90,11 @@ pub(crate) unsafe fn apply<T: Real>(block: Block<T>, target: Target<T>, forward:
     }
     // As many parts as make them equal and strips whole where that is possible.
     let tasks = units.div_ceil(VECTORS).min(4 * parallel::threads());
-    let tasks = if units < 2 * VECTORS * tasks { units.min(parallel::threads() * units.div_ceil(VECTORS * parallel::threads())) } else { tasks };
+    let tasks = if units < 2 * VECTORS * tasks {
+        units.min(parallel::threads() * units.div_ceil(VECTORS * parallel::threads()))
+    } else {
+        tasks
+    };
     let pointers = Pointers(block, target);
     let pointers = &pointers;
     parallel::ranges(tasks, 1, |range| {
@@ -190,7 +194,15 @@ impl<T: Real> Strips<T> {
                     prefetch::<S, T, B>(s, x.add(next * target.x_step));
                 }
                 let terms = count.min(row + R);
-                tile::<S, T, R, B, false>(s, [v.add(row * v_step), weights], [v_step, step], terms, [to, to], target.x_step, row >= zeros);
+                tile::<S, T, R, B, false>(
+                    s,
+                    [v.add(row * v_step), weights],
+                    [v_step, step],
+                    terms,
+                    [to, to],
+                    target.x_step,
+                    row >= zeros,
+                );
             }
             if let Columns::Identity(first) = target.known {
                 for j in 0..step {
