@@ -33,7 +33,7 @@ where
     let (tall, k) = (m.max(n), m.min(n));
     let (a, b) = (a.as_slice::<E>()?, b.as_slice::<E>()?);
     let limit = E::Work::from_f64(rank_tolerance(m, n, E::DTYPE));
-    if m >= n && is_large(n) && p > 0 {
+    if m >= n && is_large(m, n) && p > 0 {
         let (x, status) = (Shared::new(x.as_mut_slice::<E>()?), Shared::new(status.as_mut_slice::<i32>()?));
         let shared = batch < parallel::threads();
         let one = |i: usize| {
