@@ -24,11 +24,10 @@ pub(super) unsafe fn solve<R: Real>(t: Triangle<R>, x: Rows<R>, shared: bool) {
     let tasks =
         if shared { tasks.max(parallel::threads()).next_multiple_of(parallel::threads()).min(units) } else { tasks };
     let some = |range: std::ops::Range<usize>| {
-        // The whole, which threads may share.
-        let x = x;
         for task in range {
             let [from, to] = [task, task + 1].map(|task| task * units / tasks * MAX_LANES);
-            let x = Rows { p: x.p.wrapping_add(from), width: to - from, ..x };
+            // SAFETY: the column is within the rows. A method, so that the closure captures the whole.
+            let x = Rows { p: unsafe { x.at(0, from) }, width: to - from, ..x };
             R::scratch(t.n * MOST_ROWS, |packed| dispatch_at(level, Strips { t, x, packed }));
         }
     };

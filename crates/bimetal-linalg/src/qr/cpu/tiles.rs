@@ -25,7 +25,7 @@ pub(crate) fn padded(n: usize) -> usize {
 /// different sets of the cache.
 pub(crate) fn stride<T>(n: usize) -> usize {
     let line = 64 / size_of::<T>();
-    (padded(n) / line | 1) * line
+    ((padded(n) / line) | 1) * line
 }
 
 /// Reflectors: columns of V, one below the other from row to row, and −T, upper triangular.
