@@ -1,7 +1,6 @@
 //! Least squares on the CPU: reflectors, their transpose times `b`, and substitution.
 
 use super::{Dims, rank_tolerance};
-use crate::qr::is_large;
 use crate::qr::large::{largest, width};
 use crate::qr::panel::Panels;
 use crate::qr::real::{Memory, Real, Stored, scale};
@@ -13,6 +12,9 @@ use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
 use bimetal_core::op::run_here;
 use bimetal_core::{DType, Result, Scalar, Tensor};
 use half::{bf16, f16};
+
+/// Columns from which right-hand sides go beside the matrix: on two cores 100 of 64x32 took 1509 µs by lanes and 734 µs so.
+const BESIDE: usize = 16;
 
 pub(super) fn solve(dims: &Dims, a: &Tensor, b: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
     match a.dtype() {
@@ -33,7 +35,7 @@ where
     let (tall, k) = (m.max(n), m.min(n));
     let (a, b) = (a.as_slice::<E>()?, b.as_slice::<E>()?);
     let limit = E::Work::from_f64(rank_tolerance(m, n, E::DTYPE));
-    if m >= n && is_large(m, n) && p > 0 {
+    if m >= n && n >= BESIDE && p > 0 {
         let (x, status) = (Shared::new(x.as_mut_slice::<E>()?), Shared::new(status.as_mut_slice::<i32>()?));
         let shared = batch < parallel::threads();
         let one = |i: usize| {

@@ -38,7 +38,7 @@ struct Parts<'a, E> {
 }
 
 /// Whether one matrix is factorised by panels.
-pub(crate) fn is_large(m: usize, n: usize) -> bool {
+fn is_large(m: usize, n: usize) -> bool {
     let (long, short) = (m.max(n), m.min(n));
     short >= PARAMS.blocked || long >= PARAMS.blocked_tall[0] && short >= PARAMS.blocked_tall[1]
 }
