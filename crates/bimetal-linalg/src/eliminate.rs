@@ -1,6 +1,7 @@
 //! Elimination on the CPU for one matrix, whose rows are whole vectors: `P·A = L·U`, `A = UᵀU = L·Lᵀ`, and substitution.
 
 mod blocked;
+mod strips;
 
 pub(crate) use blocked::{Threads, cholesky, lu, shared, substitute};
 

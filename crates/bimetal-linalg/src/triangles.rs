@@ -2,8 +2,9 @@
 //! larger ones by rows of right-hand sides.
 
 use crate::blocks::Place;
-use crate::eliminate::{self, Rows, Triangle, padded, shared};
+use crate::eliminate::{self, Rows, Triangle, shared};
 use crate::lanes::{Entry, Mat, MatTo, Part, Real, gather, grain, scatter, threads_within, transpose};
+use crate::qr::tiles::stride;
 use crate::status::NOT_FINITE;
 use crate::system::System;
 use bimetal_core::DType;
@@ -72,7 +73,7 @@ pub(crate) fn solve<E: Entry>(form: Form, t: &[E], b: &[E], x: &mut [E], status:
 /// The status that a triangle gives.
 fn inspect<E: Entry>(form: Form, t: &[E]) -> i32 {
     let n = form.system.n;
-    let (mut sum, mut zero) = (E::Real::default(), 0);
+    let (mut sums, mut zero) = ([E::Real::default(); MAX_LANES], 0);
     for (i, row) in t.chunks_exact(n.max(1)).enumerate() {
         let mut columns = form.part.columns(i, n);
         if form.unit && form.part == Part::Lower {
@@ -82,10 +83,14 @@ fn inspect<E: Entry>(form: Form, t: &[E]) -> i32 {
         } else if zero == 0 && row[i].real() == E::Real::default() {
             zero = i as i32 + 1;
         }
-        // Zero times what is not finite is NaN, and stays.
-        sum = row[columns].iter().fold(sum, |sum, x| sum + x.real() * E::Real::default());
+        // Zero times what is not finite is NaN, and stays; by lanes that do not wait for each other.
+        let mut chunks = row[columns].chunks_exact(MAX_LANES);
+        for chunk in chunks.by_ref() {
+            sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum = *sum + x.real() * E::Real::default());
+        }
+        sums.iter_mut().zip(chunks.remainder()).for_each(|(sum, x)| *sum = *sum + x.real() * E::Real::default());
     }
-    if sum.finite() { zero } else { NOT_FINITE }
+    if sums.iter().all(|sum| sum.finite()) { zero } else { NOT_FINITE }
 }
 
 /// Solves one system; gives its status.
@@ -102,7 +107,7 @@ fn one<E: Entry>(form: Form, t: &[E], b: &[E], x: &mut [E]) -> i32 {
     // A triangle of the computation's own dtype is read where it is.
     let given = E::DTYPE == if size_of::<E::Real>() == 4 { DType::F32 } else { DType::F64 };
     let copied = if given { 0 } else { n * n };
-    let stride = padded(k);
+    let stride = stride::<E::Real>(k);
     E::Real::scratch(copied + n * stride, |work| {
         let (triangle, right) = work.split_at_mut(copied);
         triangle.iter_mut().zip(t).for_each(|(to, t)| *to = t.real());

@@ -1,5 +1,6 @@
 //! Elimination of large matrices: halves, so that nearly all of it is products.
 
+use super::strips;
 use super::{Cholesky, Lu, Rows, Substitute, Triangle, padded};
 use crate::lanes::Real;
 use crate::matmul::update::{Store, View};
@@ -10,9 +11,11 @@ use bimetal_core::cpu::simd::{Level, dispatch_at};
 const PANEL: usize = 32;
 /// Order up to which a whole matrix is eliminated column by column.
 const WHOLE: usize = 128;
-/// Order of a triangle that is substituted with row by row, and columns of right-hand sides that always are.
-const TRIANGLE: usize = 64;
+/// Order of a triangle up to which, and columns of right-hand sides up to which, rows are solved for one by one.
+const ROWS: usize = 16;
 const FEW: usize = 16;
+/// Columns that one thread solves for at a time.
+const CHUNK: usize = 64;
 /// Multiply-adds of a substitution for which a second thread is woken.
 const SHARED_WORK: usize = 1 << 19;
 
@@ -227,34 +230,14 @@ unsafe fn square<R: Real>(x: Rows<R>, k: usize, a: Rows<R>, shared: bool) {
 pub(crate) unsafe fn substitute<R: Real>(t: Triangle<R>, x: Rows<R>, threads: Threads) {
     let level = Level::current();
     let shared = threads == Threads::All && t.n * t.n * x.width / 2 >= SHARED_WORK;
-    if t.n <= TRIANGLE || x.width <= FEW {
-        let chunks = x.width.div_ceil(TRIANGLE);
-        let some = |range: std::ops::Range<usize>| {
-            let columns = range.start * TRIANGLE..(range.end * TRIANGLE).min(x.width);
-            dispatch_at(level, Substitute { t, x, columns });
-        };
-        return if shared { parallel::ranges(chunks, 1, some) } else { some(0..chunks) };
+    if t.n > ROWS && x.width > FEW {
+        // SAFETY: the caller's promise.
+        return unsafe { strips::solve(t, x, shared) };
     }
-    let half = (t.n / 2).next_multiple_of(PANEL);
-    // SAFETY (this block): the parts are within the matrices.
-    unsafe {
-        let at = |i: usize, j: usize| t.p.add(i * t.row + j * t.column);
-        let first = Triangle { n: half, ..t };
-        let last = Triangle { p: at(half, half), n: t.n - half, ..t };
-        let below = Rows { p: x.at(half, 0), ..x };
-        let view = |x: Rows<R>| View { p: x.p.cast_const(), row: x.stride, column: 1 };
-        let corner = |i: usize, j: usize| View { p: at(i, j), row: t.row, column: t.column };
-        let all = threads == Threads::All;
-        if t.upper {
-            substitute(last, below, threads);
-            let extents = [half, t.n - half, x.width];
-            R::multiply(Store::Subtract, extents, [corner(0, half), view(below)], x.p, x.stride, all);
-            substitute(first, x, threads);
-        } else {
-            substitute(first, x, threads);
-            let extents = [t.n - half, half, x.width];
-            R::multiply(Store::Subtract, extents, [corner(half, 0), view(x)], below.p, x.stride, all);
-            substitute(last, below, threads);
-        }
-    }
+    let chunks = x.width.div_ceil(CHUNK);
+    let some = |range: std::ops::Range<usize>| {
+        let columns = range.start * CHUNK..(range.end * CHUNK).min(x.width);
+        dispatch_at(level, Substitute { t, x, columns });
+    };
+    if shared { parallel::ranges(chunks, 1, some) } else { some(0..chunks) }
 }

@@ -1,13 +1,19 @@
 //! Reflectors on the CPU: a strip of columns meets all of them while it is in the second-level cache.
 
 use super::{Dims, OrmqrParams};
+use crate::lanes::transpose;
+use crate::qr::large::{move_rows, width};
+use crate::qr::panel::Panels;
 use crate::qr::real::{Memory, Place, Real, Stored, reflect, reflector, scan};
+use crate::qr::tiles::{padded, stride};
 use crate::status::NOT_FINITE;
 use bimetal_core::cpu::parallel::{self, Shared};
 use bimetal_core::cpu::simd::{Kernel, Level, Simd, dispatch_at};
 use bimetal_core::{DType, Result, Tensor};
 use half::{bf16, f16};
 
+/// Reflectors from which they are applied in blocks.
+const BLOCKED: usize = 48;
 /// Vectors of a strip's rows.
 const STRIP: usize = 8;
 /// Multiply-adds for which a second thread is woken.
@@ -103,6 +109,22 @@ fn product_of<E: Stored>(
     let out = Shared::new(out.as_mut_slice::<E>()?);
     let level = Level::current();
     let across = if params.right { rows } else { columns };
+    if !single && k >= BLOCKED && across > 0 {
+        let shared = batch < parallel::threads();
+        let one = |i: usize| {
+            // SAFETY: each matrix is given out once.
+            let out = unsafe { out.slice(i * rows * columns..(i + 1) * rows * columns) };
+            let inputs =
+                [&packed[i * m * n..][..m * n], &tau[i * k..][..k], &c[i * rows * columns..][..rows * columns]];
+            blocked(dims, params, inputs, out, shared);
+        };
+        if shared {
+            (0..batch).for_each(one);
+        } else {
+            parallel::ranges(batch, 1, |range| range.for_each(one));
+        }
+        return Ok(());
+    }
     let wide = STRIP * E::Work::lanes_at(level);
     let strips = across.div_ceil(wide);
     let cost = 2 * m * k * wide.min(across.max(1)) + m * wide;
@@ -125,6 +147,31 @@ fn product_of<E: Stored>(
         }
     });
     Ok(())
+}
+
+/// One matrix by blocks of reflectors; transposed where they come from the right.
+fn blocked<E: Stored>(dims: &Dims, params: OrmqrParams, [packed, tau, c]: [&[E]; 3], out: &mut [E], shared: bool) {
+    let Dims { m, n, k, rows, columns, .. } = *dims;
+    let (width, across) = (width(k), if params.right { rows } else { columns });
+    let step = stride::<E::Work>(across);
+    let mut memory = Memory::take(padded(m) * step + Panels::<E::Work>::size(m, k, width));
+    let (x, rest) = memory.slice().split_at_mut(padded(m) * step);
+    let mut panels = Panels::new(rest, m, k, width, shared);
+    panels.unpack(packed, n, tau);
+    if params.right {
+        x.fill(E::Work::default());
+        transpose([across, m], (c, m), (x, step), |c| c.widen());
+    } else {
+        move_rows(shared, m, c, across, x, step, |c| c.widen());
+        x.chunks_exact_mut(step).take(m).for_each(|row| row[across..].fill(E::Work::default()));
+        x[m * step..].fill(E::Work::default());
+    }
+    panels.product(x, step, across, params.right != params.transpose);
+    if params.right {
+        transpose([m, across], (x, step), (out, m), E::narrow);
+    } else {
+        move_rows(shared, m, x, step, out, across, E::narrow);
+    }
 }
 
 /// Neighbouring columns of a matrix, or rows where reflectors come from the right.

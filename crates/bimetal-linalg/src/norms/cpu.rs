@@ -1,11 +1,12 @@
-//! Traces and norms on the CPU: sums in f64 by eight lanes.
+//! Traces and norms on the CPU: sums in f64 by lanes that do not wait for each other.
 
 use super::Kind;
 use crate::lanes::{Entry, Real, each_float, grain};
 use bimetal_core::cpu::parallel;
+use bimetal_core::cpu::simd::{Kernel, Simd, dispatch};
 use bimetal_core::{Result, Tensor};
 
-const LANES: usize = 8;
+const LANES: usize = 32;
 /// Elements that one thread adds up; a large matrix has many such parts.
 const PART: usize = 1 << 16;
 
@@ -49,22 +50,39 @@ fn batch<E: Entry>(kind: Kind, [count, m, n]: [usize; 3], a: &[E], out: &mut [E]
 
 /// A unit, and the sum of squares in it: 1 but for f64 whose squares could leave their range.
 fn squares<E: Entry>(a: &[E]) -> [f64; 2] {
-    let mut unit = 1.0;
-    if size_of::<E>() == 8 {
-        let largest = a.iter().fold(0.0, |largest: f64, x| largest.max(x.real().to_f64().abs()));
-        if largest.is_finite() && largest > 0.0 && !(1e-100..1e100).contains(&largest) {
-            unit = largest;
+    dispatch(Squares(a))
+}
+
+struct Squares<'a, E>(&'a [E]);
+
+impl<E: Entry> Kernel for Squares<'_, E> {
+    type Out = [f64; 2];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> [f64; 2] {
+        let a = self.0;
+        if size_of::<E>() == 8 {
+            let largest = a.iter().fold(0.0, |largest: f64, x| largest.max(x.real().to_f64().abs()));
+            if largest.is_finite() && largest > 0.0 && !(1e-100..1e100).contains(&largest) {
+                return [largest, sum(a, |x| x / largest)];
+            }
         }
+        [1.0, sum(a, |x| x)]
     }
+}
+
+/// The sum of squares.
+#[inline(always)]
+fn sum<E: Entry>(a: &[E], change: impl Fn(f64) -> f64) -> f64 {
     let mut sums = [0.0; LANES];
     let chunks = a.chunks_exact(LANES);
     let rest = chunks.remainder();
     for chunk in chunks {
         for (sum, x) in sums.iter_mut().zip(chunk) {
-            let x = x.real().to_f64() / unit;
+            let x = change(x.real().to_f64());
             *sum += x * x;
         }
     }
-    let rest: f64 = rest.iter().map(|x| x.real().to_f64() / unit).map(|x| x * x).sum();
-    [unit, sums.iter().sum::<f64>() + rest]
+    let rest: f64 = rest.iter().map(|x| change(x.real().to_f64())).map(|x| x * x).sum();
+    sums.iter().sum::<f64>() + rest
 }

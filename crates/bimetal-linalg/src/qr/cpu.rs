@@ -1,9 +1,11 @@
 //! QR on the CPU: small matrices of a batch in the lanes of vectors, larger ones one by one, large ones by panels.
 
 mod lanes;
-mod large;
+pub(crate) mod large;
+pub(crate) mod panel;
 pub(crate) mod real;
 mod rows;
+pub(crate) mod tiles;
 
 use super::{Dims, Form};
 use bimetal_core::cpu::parallel::{self, Shared};
@@ -18,19 +20,27 @@ struct Params {
     in_lanes: usize,
     /// The part of the lanes that must be in use.
     lanes_used: usize,
-    /// Extents from which panels win, by the smaller one.
+    /// Extents from which panels win: by the smaller one, and by both.
     blocked: usize,
+    blocked_tall: [usize; 2],
     /// Multiply-adds for which a second thread is woken.
     thread_work: usize,
 }
 
-const PARAMS: Params = Params { in_lanes: 64 * 96, lanes_used: 4, blocked: 128, thread_work: 100_000 };
+const PARAMS: Params =
+    Params { in_lanes: 64 * 96, lanes_used: 4, blocked: 48, blocked_tall: [256, 16], thread_work: 100_000 };
 
 /// The outputs of one matrix or more: Q and R, or the packed factors and τ.
 struct Parts<'a, E> {
     first: &'a mut [E],
     second: &'a mut [E],
     status: &'a mut [i32],
+}
+
+/// Whether one matrix is factorised by panels.
+fn is_large(m: usize, n: usize) -> bool {
+    let (long, short) = (m.max(n), m.min(n));
+    short >= PARAMS.blocked || long >= PARAMS.blocked_tall[0] && short >= PARAMS.blocked_tall[1]
 }
 
 pub(super) fn factor(form: Form, dims: &Dims, a: &Tensor, outputs: &mut [&mut Tensor]) -> Result<()> {
@@ -57,7 +67,7 @@ fn run<E: Stored>(form: Form, dims: &Dims, a: &Tensor, outputs: &mut [&mut Tenso
     // Groups of whole vectors; what is left over goes into lanes only if it fills enough of them.
     let groups = batch.div_ceil(together);
     let cost = work * if together > 1 { together / 4 } else { 1 };
-    let large = k >= PARAMS.blocked;
+    let large = is_large(m, n);
     let one = |i: usize, count: usize| {
         // SAFETY: each matrix is given out once.
         let parts = unsafe {

@@ -1,7 +1,7 @@
 //! QR factorisations `A = Q·R` by Householder reflectors, with Q explicit (reduced or complete) or as reflectors.
 
 mod cpu;
-pub(crate) use cpu::real;
+pub(crate) use cpu::{large, panel, real, tiles};
 pub(crate) mod gpu;
 mod reference;
 

@@ -126,7 +126,7 @@ impl Op for SyrkOp {
     }
 
     fn cpu(&self, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
-        cpu::syrk(&self.product(), inputs[0], outputs)
+        cpu::syrk(&self.product(), self.0, inputs[0], outputs)
     }
 
     fn gpu(&self, gpu: &Gpu, inputs: &[&Tensor], outputs: &mut [&mut Tensor]) -> Result<()> {
@@ -157,7 +157,8 @@ impl Definition for Syrk {
 
     fn cases(&self) -> Vec<Case> {
         let mut cases = vec![case(SyrkParams::auto(), &[1024, 1024], Role::Bench), case(SyrkParams::auto(), &[200, 64, 64], Role::Bench)];
-        let sizes: [&[usize]; 6] = [&[0, 3], &[3, 0], &[1, 1], &[33, 17], &[2, 2, 31, 40], &[65, 130]];
+        let sizes: [&[usize]; 8] =
+            [&[0, 3], &[3, 0], &[1, 1], &[33, 17], &[2, 2, 31, 40], &[65, 130], &[9, 33, 17], &[8, 16, 49]];
         for dims in sizes {
             cases.push(case(SyrkParams::auto(), dims, Role::Agree).tagged("sizes"));
             cases.push(case(SyrkParams { transpose: true, alpha: -0.5 }, dims, Role::Agree).tagged("transposed"));
