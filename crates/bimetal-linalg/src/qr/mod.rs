@@ -496,6 +496,29 @@ mod tests {
         assert_eq!(pool(1), pool(3));
     }
 
+    /// Wide panels and strips that threads share, which no case is large enough for.
+    #[test]
+    fn large_matrices_come_back_and_bits_do_not_depend_on_threads() {
+        let (m, n) = (600, 530);
+        let values: Vec<f32> = (0..m * n).map(|i| (i as u32).wrapping_mul(2_654_435_761) as f32 / 4.3e9 - 0.5).collect();
+        let a = Tensor::from_slice(&values, &[m, n]).unwrap();
+        let made = qr(&a).unwrap();
+        let (q, r) = (made.q.to_vec::<f32>().unwrap(), made.r.to_vec::<f32>().unwrap());
+        for i in (0..m).step_by(37) {
+            let row: Vec<f64> = (0..n)
+                .map(|j| (0..=j).map(|l| f64::from(q[i * n + l]) * f64::from(r[l * n + j])).sum::<f64>())
+                .collect();
+            assert!(row.iter().zip(&values[i * n..]).all(|(x, y)| (x - f64::from(*y)).abs() < 2e-5), "{i}");
+        }
+        for i in (0..n).step_by(41) {
+            let dot = |j: usize| (0..m).map(|l| f64::from(q[l * n + i]) * f64::from(q[l * n + j])).sum::<f64>();
+            assert!((0..n).all(|j| (dot(j) - f64::from(i == j)).abs() < 1e-5), "{i}");
+        }
+        let bits = || qr(&a).unwrap().q.to_vec::<f32>().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let pool = |n| bimetal_core::cpu::parallel::with_threads(n, bits).unwrap();
+        assert_eq!(pool(1), pool(3));
+    }
+
     #[test]
     fn wrong_arguments_are_refused() {
         assert!(matches!(qr(&Tensor::zeros(&[3], DType::F32).unwrap()), Err(Error::Argument { argument: "a", .. })));
