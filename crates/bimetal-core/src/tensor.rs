@@ -122,10 +122,11 @@ impl Tensor {
     ///
     /// ```
     /// use bimetal_core::{DType, Device, Gpu, Shape, Spec, Tensor};
-    /// if let Ok(gpu) = Gpu::get(Device::Cuda(0)) {
-    ///     let handle = gpu.alloc(64);
-    ///     let tensor = Tensor::over_handle(Spec::new(Shape::new(&[4, 4])?, DType::F32), gpu, handle)?;
+    /// if let Ok(gpu) = Gpu::get(Device::Vulkan(0)) {
+    ///     let spec = |n| Ok::<_, bimetal_core::Error>(Spec::new(Shape::new(&[n, n])?, DType::F32));
+    ///     let tensor = Tensor::over_handle(spec(4)?, gpu, gpu.alloc(64))?;
     ///     assert_eq!(tensor.device(), gpu.device());
+    ///     assert!(Tensor::over_handle(spec(400)?, gpu, gpu.alloc(64)).is_err());
     /// }
     /// # Ok::<(), bimetal_core::Error>(())
     /// ```

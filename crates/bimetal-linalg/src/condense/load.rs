@@ -162,12 +162,3 @@ pub fn fill<I: Float, A: Float>(
         }
     }
 }
-
-/// Zeros.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub fn clear<A: Float>(x: &mut [A], total: usize, #[define(A)] _elem: ElemType) {
-    let i = ABSOLUTE_POS;
-    if i < total {
-        x[i] = A::from_int(0);
-    }
-}

@@ -18,7 +18,7 @@ pub(crate) use tridiagonal::tridiagonal;
 
 use crate::qr::gpu::blocked::group;
 use crate::qr::gpu::moves;
-use crate::qr::gpu::wy::{Groups, Lines};
+use crate::qr::gpu::wy::{self, Groups, Lines};
 use back::Code;
 use bimetal_core::gpu::kernel::{ELEMENTWISE_UNITS, address_type};
 use bimetal_core::{DType, Gpu, Result, Shape, Spec, Tensor};
@@ -80,7 +80,7 @@ impl Memory<'_> {
     fn clear(&self, x: BufferArg, total: usize) -> Result<()> {
         // SAFETY: callers give the number of elements.
         unsafe {
-            load::clear::launch_unchecked(
+            wy::clear::launch_unchecked(
                 self.gpu.client(),
                 self.gpu.cubes(total.div_ceil(ELEMENTWISE_UNITS as usize)),
                 CubeDim::new_1d(ELEMENTWISE_UNITS),

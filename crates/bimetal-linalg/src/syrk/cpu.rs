@@ -53,7 +53,7 @@ fn batch<T: Real + Scalar>(
             } else {
                 transpose([order, terms], (a, terms), (&mut *columns, step), |x| x);
             }
-            dispatch_at(Level::current(), Upper { columns, sums, step, order, terms });
+            dispatch_at(Level::current(), Upper { columns, sums: sums.as_mut_ptr(), step, order, terms });
             // SAFETY: each product is written once.
             let out = unsafe { out.slice(i * order * order..(i + 1) * order * order) };
             for first in (0..order).step_by(UNIT) {
@@ -77,7 +77,7 @@ const WORK: usize = 1 << 19;
 /// Units of rows of the product, from the diagonal on.
 struct Upper<'a, T> {
     columns: &'a [T],
-    sums: &'a mut [T],
+    sums: *mut T,
     step: usize,
     order: usize,
     terms: usize,
@@ -131,7 +131,7 @@ impl<T: Real> Upper<'_, T> {
         let (from, step) = (self.columns.as_ptr(), self.step);
         // SAFETY: the caller's promise.
         unsafe {
-            let to = self.sums.as_ptr().cast_mut().add(row * step + column);
+            let to = self.sums.add(row * step + column);
             let operands = [from.add(row), from.add(column)];
             tile::<S, T, R, B, true>(s, operands, [step, step], self.terms, [to, to], step, false);
         }

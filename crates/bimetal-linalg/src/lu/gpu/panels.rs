@@ -6,6 +6,7 @@
 
 use super::lines::Lines;
 use super::pivot::{NONE, largest, largest_packed, plan_moves};
+use crate::qr::gpu::panels::rotate;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -173,16 +174,7 @@ fn eliminate<A: Float>(held: &mut Array<A>, pair: &Shared<[A]>, nothing: bool, j
             held[comptime!(c * rows + r)] -= factor * value;
         }
     }
-    // The first column moves to the end, and the others ahead.
-    #[unroll]
-    for r in 0..rows {
-        let own = held[r];
-        #[unroll]
-        for c in 1..width {
-            held[comptime!((c - 1) * rows + r)] = held[comptime!(c * rows + r)];
-        }
-        held[comptime!((width - 1) * rows + r)] = own;
-    }
+    rotate::<A>(held, width, rows);
 }
 
 /// The same for one column that is too long for registers.

@@ -77,7 +77,10 @@ pub fn plan_moves(
 ) {
     let slot = UNIT_POS as usize;
     if slot < comptime!(2 * width) {
-        let place = if slot < width { slot as u32 } else { exchanged[slot - width] };
+        let mut place = slot as u32;
+        if slot >= width {
+            place = exchanged[slot - width];
+        }
         let mut repeated = place >= height || slot >= width && place < width as u32;
         #[unroll]
         for j in 0..width {

@@ -217,7 +217,7 @@ fn load_panel<A: Float>(held: &mut Array<A>, x: &mut [A], place: &Place, used: u
 
 /// Moves each of `width` columns of `rows` elements a place ahead, and the first one to the end.
 #[cube]
-fn rotate<A: Float>(held: &mut Array<A>, #[comptime] width: usize, #[comptime] rows: usize) {
+pub fn rotate<A: Float>(held: &mut Array<A>, #[comptime] width: usize, #[comptime] rows: usize) {
     #[unroll]
     for r in 0..rows {
         let first = held[r];

@@ -281,8 +281,9 @@ impl<'a> Groups<'a> {
     }
 }
 
+/// Zeros.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn clear<A: Float>(x: &mut [A], total: usize, #[define(A)] _elem: ElemType) {
+pub fn clear<A: Float>(x: &mut [A], total: usize, #[define(A)] _elem: ElemType) {
     if ABSOLUTE_POS < total {
         x[ABSOLUTE_POS] = A::from_int(0);
     }
